@@ -1,0 +1,48 @@
+"""Triptych: the three families of deep generative models, trained, measured and laid side by side.
+
+Names are imported when first used, so that `import triptych` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from triptych.api import compare, create_model, evaluate, fit, list_models, load, load_data
+    from triptych.errors import InputError, TrainingStopped
+    from triptych.spaces import ImageSpace, PointSpace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ImageSpace",
+    "InputError",
+    "PointSpace",
+    "TrainingStopped",
+    "compare",
+    "create_model",
+    "evaluate",
+    "fit",
+    "list_models",
+    "load",
+    "load_data",
+]
+
+_HOME = {
+    "ImageSpace": "triptych.spaces",
+    "PointSpace": "triptych.spaces",
+    "InputError": "triptych.errors",
+    "TrainingStopped": "triptych.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'triptych' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOME.get(name, "triptych.api")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

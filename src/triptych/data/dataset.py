@@ -1,0 +1,144 @@
+"""A data set: integer images or real points, labels, fixed splits and a checksum, all numpy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from triptych.errors import InputError
+from triptych.spaces import ImageSpace, PointSpace, Space
+
+
+class Items(Protocol):
+    """What a split holds its data in: an array, a memory map, or a reader that decodes on access."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        """The items at an array of positions, shape (len(index), *space.shape), in that order."""
+        ...
+
+
+class Subset:
+    """Some positions of other items, read only when asked for."""
+
+    def __init__(self, items: Items, positions: np.ndarray) -> None:
+        self.items, self.positions = items, positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        return self.items[self.positions[index]]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One of train, valid and test."""
+
+    items: Items
+    """Images, integers (uint8, or int32 past 256 levels), shape (N, C, H, W); or points, float32, (N, dim)."""
+    labels: np.ndarray | None = None
+    """Class of each item, int64, shape (N,)."""
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.items):
+            raise InputError(f"There are {len(self.labels)} labels for {len(self.items)} items; give one for each.")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: np.ndarray | slice | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Items and labels at an array of positions (all when None, in order)."""
+        if index is None or isinstance(index, slice):
+            index = np.arange(len(self))[index or slice(None)]
+        return np.asarray(self.items[index]), None if self.labels is None else self.labels[index]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits of one space. Made by `triptych.load_data`."""
+
+    name: str
+    """Short name for folders and titles."""
+    space: Space
+    train: Split
+    valid: Split
+    """For choosing: early stopping, the best weights."""
+    test: Split
+    """For reporting, once."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the labels' values 0, 1, ...; None if there are no labels."""
+    checksum: str = ""
+    """SHA-256 over items and labels of the three splits; equal for equal data, wherever it was read from."""
+    found: tuple[str, ...] = ()
+    """What the source held, a sentence each, for `triptych data show`."""
+    repaired: tuple[str, ...] = ()
+    """What was changed on reading, a sentence each."""
+    source: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `load_data` that read this set again."""
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
+    """True log-density (nats) at points of shape (N, dim), where it is known (synthetic points)."""
+
+    def __post_init__(self) -> None:
+        for name, split in self.splits.items():
+            if len(split) == 0:
+                raise InputError(f"The {name} split of {self.name!r} is empty; give more items or another split.")
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name, in order."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.class_names) if self.class_names else 0
+
+
+def split_positions(n: int, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
+    """Cuts 0 .. n-1 at random into parts of the given fractions (the last part takes the rest), each part sorted.
+
+    Arguments:
+        n: Number of items.
+        fractions: Share of each part but the last; every part gets at least one item if n allows.
+        seed: The same seed gives the same parts, on every machine.
+    """
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(n)
+    parts, start = [], 0
+    for fraction in fractions:
+        size = max(1, round(n * fraction))
+        parts.append(np.sort(order[start : start + size]))
+        start += size
+    parts.append(np.sort(order[start:]))
+    return parts
+
+
+def checksum_of(*splits: Split, chunk: int = 1024) -> str:
+    """SHA-256 over shape, dtype and bytes of items and labels, read `chunk` items at a time."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for start in range(0, len(split), chunk):
+            items, labels = split.read(np.arange(start, min(start + chunk, len(split))))
+            digest.update(f"{items.shape[1:]} {items.dtype.str}".encode())
+            digest.update(np.ascontiguousarray(items))
+            if labels is not None:
+                digest.update(np.ascontiguousarray(labels, dtype=np.int64))
+        digest.update(b"|")
+    return digest.hexdigest()
+
+
+def point_space_of(points: np.ndarray) -> PointSpace:
+    """The space of points (N, dim) with `center` and `scale` measured on them (the training part)."""
+    center = points.mean(axis=0, dtype=np.float64)
+    scale = float(np.sqrt(((points - center) ** 2).mean(dtype=np.float64)))
+    return PointSpace(points.shape[1], tuple(float(c) for c in center), scale or 1.0)
+
+
+def level_dtype(space: ImageSpace) -> type[np.generic]:
+    """The dtype that images of a space are stored in."""
+    return np.uint8 if space.levels <= 256 else np.int32

@@ -1,0 +1,20 @@
+"""The errors a user can cause or meet; the command line prints each as one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message names it and says what to do (exit code 2)."""
+
+
+class TrainingStopped(RuntimeError):
+    """Training could not go on; the message names the last good checkpoint (exit code 3)."""
+
+
+def nearest_name(word: str, names: Iterable[str]) -> str:
+    """Returns `" Did you mean 'x'?"` for the name nearest to `word`, or an empty string if none is near."""
+    close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,282 @@
+"""The contract of every model, and what each panel of the triptych adds to it.
+
+The panels are the branches of Goodfellow's taxonomy (NIPS 2016 tutorial, arXiv:1701.00160, fig. 9): an exact density,
+a bound on one, or none at all. A class is either abstract (here) or final (one file each): models are composed, never
+derived from each other.
+
+Images cross this boundary as integers `0 .. levels - 1`, shape (N, C, H, W); points as float32, (N, dim), in data
+units. Scaling and dequantisation live inside the model.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from triptych.errors import InputError
+from triptych.spaces import ImageSpace, PointSpace, Space
+
+Kind = Literal["exact", "lower bound", "estimate"]
+Measure = Literal["discrete", "continuous"]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihoods that say what they are, so that a table never ranks a bound against an exact value unawares."""
+
+    nats: Tensor
+    """log p(x) of each item (or its bound or estimate), float32, shape (N,). Higher is better."""
+    kind: Kind
+    """'lower bound' holds in expectation over the model's own draws."""
+    measure: Measure
+    """'discrete': a probability of an integer image; 'continuous': a density, in data units."""
+    n_samples: int = 1
+    """Draws behind each value; 1 for exact values."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the trainer hands to `loss`."""
+
+    x: Tensor
+    """Images, integers, (N, C, H, W), or points, float32, (N, dim)."""
+    labels: Tensor | None = None
+    """int64, (N,)."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What `loss` returns: what to minimise, and its named parts for the log."""
+
+    total: Tensor
+    """Scalar, to be differentiated."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars; units and direction in the names (`nats_per_image` is negative log-likelihood, lower is better)."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some parameters and how to optimise them; the trainer cycles through a model's phases.
+
+    A density has one. A GAN has a discriminator (k steps, a fresh batch each) and a generator (1 step).
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    """All other parameters are frozen during the phase."""
+    steps: int = 1
+    """Optimiser steps each cycle."""
+    learning_rate: float = 1e-3
+    """Of Adam, at the start of the schedule."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam."""
+    weight_decay: float = 0.0
+    """Decoupled (AdamW)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate moves over the budget: down to 1 % of its start, or not at all."""
+
+
+class GenerativeModel(nn.Module, ABC):
+    """Every panel: draws from p_model, and a loss for each of its training phases.
+
+    Arguments:
+        space: What one datum is.
+        n_classes: Number of classes the model is conditioned on; 0 for none.
+    """
+
+    supports: ClassVar[tuple[type[Space], ...]] = (ImageSpace,)
+    """Spaces the model can be built for."""
+    panel: ClassVar[str]
+    """'tractable', 'approximate' or 'implicit'."""
+
+    def __init__(self, space: Space, n_classes: int = 0) -> None:
+        super().__init__()
+        if not isinstance(space, self.supports):
+            kinds = " or ".join("images" if kind is ImageSpace else "points" for kind in self.supports)
+            raise InputError(f"{type(self).__name__} models {kinds}; it cannot be built for {space}.")
+        if n_classes < 0:
+            raise InputError(f"n_classes is {n_classes}; it must be 0 (unconditional) or more.")
+        self.space = space
+        self.n_classes = n_classes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and so where `sample` draws."""
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+
+    @property
+    def measure(self) -> Measure:
+        """What a likelihood of this model is a likelihood of."""
+        return "continuous" if isinstance(self.space, PointSpace) else "discrete"
+
+    @abstractmethod
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        """Draws from p_model.
+
+        Arguments:
+            n: Number of draws.
+            labels: int64, (n,). A class-conditional model without them draws labels uniformly.
+            generator: Source of all randomness, on the model's device; None for PyTorch's own.
+        Returns:
+            Images (uint8, or int32 past 256 levels, (n, C, H, W)) or points (float32, (n, dim)), in data units.
+        Raises:
+            InputError: If labels are given to an unconditional model, or are out of range or of another length.
+        """
+
+    @abstractmethod
+    def phases(self) -> tuple[Phase, ...]:
+        """What the trainer optimises, in turn. Every trainable parameter is in at least one phase."""
+
+    @abstractmethod
+    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
+        """The loss of one phase on one batch. Computes no gradient of the parameters itself.
+
+        Arguments:
+            batch: Data; labels are ignored by an unconditional model.
+            phase: Name of one of `phases()`.
+            generator: Source of all randomness but dropout's.
+        """
+
+    def check_labels(self, n: int, labels: Tensor | None, *, draw: bool, generator: Generator | None = None) -> Tensor | None:
+        """Labels fit for `n` items of this model: None if it is unconditional, else int64 of shape (n,).
+
+        Arguments:
+            draw: Draw missing labels uniformly (for sampling) instead of refusing (for scoring).
+        Raises:
+            InputError: As `sample` says.
+        """
+        name = type(self).__name__
+        if self.n_classes == 0:
+            if labels is not None:
+                raise InputError(f"This {name} is not class-conditional; do not give labels.")
+            return None
+        if labels is None:
+            if not draw:
+                raise InputError(f"This {name} is class-conditional; give labels 0 .. {self.n_classes - 1}.")
+            return torch.randint(self.n_classes, (n,), generator=generator, device=self.device)
+        labels = torch.as_tensor(labels, dtype=torch.int64, device=self.device)
+        if labels.shape != (n,):
+            raise InputError(f"labels have shape {tuple(labels.shape)}; {n} items need ({n},).")
+        if n and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
+            raise InputError(f"labels are {int(labels.min())} .. {int(labels.max())}; they must be 0 .. {self.n_classes - 1}.")
+        return labels
+
+
+class TractableDensity(GenerativeModel):
+    """Knows log p(x).
+
+    Arguments:
+        kind: 'lower bound' where a continuous density scores dequantised images.
+    """
+
+    panel = "tractable"
+
+    def __init__(self, space: Space, n_classes: int = 0, *, kind: Kind = "exact") -> None:
+        super().__init__(space, n_classes)
+        self.kind: Kind = kind
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """log p(x), or log p(x | label) of a class-conditional model.
+
+        Arguments:
+            x: Images, integers 0 .. levels-1, (N, C, H, W), or points, float, (N, dim).
+            labels: int64, (N,); required by a class-conditional model.
+        Returns:
+            Nats per item, float32, (N,). Higher is better. `self.kind` says whether exact.
+        Raises:
+            InputError: If x or labels do not fit the model.
+        """
+
+
+class ApproximateDensity(GenerativeModel):
+    """Knows a lower bound of log p(x), through a latent z and an approximate posterior q(z|x)."""
+
+    panel = "approximate"
+
+    @abstractmethod
+    def elbo(
+        self, x: Tensor, n_samples: int = 1, *, labels: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """Monte Carlo estimate of E_q[log p(x|z)] - KL(q(z|x) || p(z)), a lower bound of log p(x).
+
+        Arguments:
+            x: Images, integers 0 .. levels-1, (N, C, H, W), or points, float, (N, dim).
+            n_samples: Draws of z per item.
+            labels: int64, (N,); required by a class-conditional model.
+        Returns:
+            Nats per item, float32, (N,). Higher is better.
+        Raises:
+            InputError: If x or labels do not fit the model.
+        """
+
+    @abstractmethod
+    def log_weights(
+        self, x: Tensor, n_samples: int, *, labels: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """log p(x, z) - log q(z|x) for draws z ~ q(z|x): log importance weights.
+
+        Returns:
+            Nats, float32, (n_samples, N).
+        """
+
+    @abstractmethod
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Mean of q(z|x), float32, (N, n_latents)."""
+
+    @abstractmethod
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Mean of p(x|z), in data units and dtype (images: rounded to the nearest level), (N, *space.shape)."""
+
+    def iwae(
+        self, x: Tensor, n_samples: int, *, labels: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """Importance-weighted bound log (1/K) sum_k p(x, z_k) / q(z_k|x); tighter as K = n_samples grows.
+
+        Returns:
+            Nats per item, float32, (N,). E[ELBO] <= E[IWAE_K] <= log p(x).
+        Source:
+            Burda, Grosse & Salakhutdinov 2016, arXiv:1509.00519, eq. 8.
+        """
+        log_weights = self.log_weights(x, n_samples, labels=labels, generator=generator)
+        return log_weights.logsumexp(0) - torch.tensor(float(n_samples)).log()
+
+
+class ImplicitDensity(GenerativeModel):
+    """Knows no likelihood at all: it turns a latent into a sample."""
+
+    panel = "implicit"
+    n_latents: int
+    """Size of the latent vector."""
+
+    @abstractmethod
+    def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The sample that belongs to a latent z, (N, n_latents), in data units and dtype, (N, *space.shape)."""
+
+
+class Estimated(ABC):
+    """A model whose parameters an algorithm of its own estimates (EM, SVD) instead of gradient descent.
+
+    `phases()` of such a model is empty; the trainer runs `estimate` instead.
+    """
+
+    @abstractmethod
+    def estimate(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> Iterator[dict[str, float]]:
+        """Runs the algorithm on the training data, yielding the terms to log after each iteration.
+
+        The model is usable at every yield, so that a budget can end the estimation there.
+
+        Arguments:
+            x: Training items, at most `max_items` of them.
+            labels: int64, (N,), or None.
+        """
+
+    @property
+    @abstractmethod
+    def max_items(self) -> int:
+        """The most training items the algorithm takes at once in bounded memory; the trainer draws a subset beyond."""

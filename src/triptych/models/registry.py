@@ -1,0 +1,112 @@
+"""Finds the models: every file in a panel's folder is one model, and its name is the model's name."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import types
+import typing
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triptych.errors import InputError, nearest_name
+from triptych.spaces import Space
+
+if TYPE_CHECKING:
+    from triptych.models.base import GenerativeModel
+
+PANELS = ("tractable", "approximate", "implicit")
+
+
+def find_models(folder: Path = Path(__file__).parent) -> dict[str, str]:
+    """Model names and their panels, read off the file names alone: no model is imported.
+
+    Raises:
+        RuntimeError: If two files have the same name.
+    """
+    found: dict[str, str] = {}
+    for panel in PANELS:
+        for file in sorted((folder / panel).glob("[a-z]*.py")):
+            if file.stem in found:
+                raise RuntimeError(f"Two models are named {file.stem!r}: one in {found[file.stem]}/ and one in {panel}/.")
+            found[file.stem] = panel
+    return found
+
+
+@cache
+def model_class(name: str) -> type[GenerativeModel]:
+    """The class that models/<panel>/<name>.py defines.
+
+    Raises:
+        InputError: If no model has this name.
+    """
+    from triptych.models.base import GenerativeModel
+
+    models = find_models()
+    if name not in models:
+        raise InputError(f"There is no model {name!r}.{nearest_name(name, models)} Models: {', '.join(models)}.")
+    module = importlib.import_module(f"triptych.models.{models[name]}.{name}")
+    classes = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and issubclass(value, GenerativeModel) and value.__module__ == module.__name__
+    ]
+    if len(classes) != 1:
+        raise RuntimeError(f"{module.__file__} must define exactly one model class; it defines {len(classes)}.")
+    return classes[0]
+
+
+def model_options(name: str) -> dict[str, tuple[Any, Any]]:
+    """The keyword options of a model: name -> (annotated type, default)."""
+    cls = model_class(name)
+    hints = typing.get_type_hints(cls.__init__)
+    return {
+        key: (hints.get(key, Any), parameter.default)
+        for key, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any) -> GenerativeModel:
+    """An untrained model.
+
+    Arguments:
+        name: One of `list_models()`.
+        space: What one datum is.
+        n_classes: Classes to condition on; 0 for none.
+        options: The model's own keyword options.
+    Raises:
+        InputError: If the model or an option is unknown, or does not fit.
+    """
+    cls = model_class(name)
+    known = model_options(name)
+    for key, value in options.items():
+        if key not in known:
+            raise InputError(
+                f"{name} has no option {key!r}.{nearest_name(key, known)} Options: {', '.join(known) or 'none'}."
+            )
+        expected = known[key][0]
+        if not _fits(value, expected):
+            raise InputError(f"Option {key} of {name} is {value!r}; it must be {_say(expected)}.")
+    return cls(space, n_classes, **options)
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a value is of an option's annotated type; an int passes for a float, a bool for nothing but a bool."""
+    if expected is Any:
+        return True
+    origin = typing.get_origin(expected)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(expected))
+    if origin is typing.Literal:
+        return value in typing.get_args(expected)
+    if isinstance(value, bool):
+        return expected is bool
+    return isinstance(value, (int, float) if expected is float else origin or expected)
+
+
+def _say(expected: Any) -> str:
+    if typing.get_origin(expected) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(expected)))
+    return getattr(expected, "__name__", str(expected))
