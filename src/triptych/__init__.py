@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from triptych.api import compare, create_model, evaluate, fit, list_models, load, load_data
+    from triptych.api import create_model, evaluate, fit, list_models, load, load_data, resume, sample, score
+    from triptych.comparison import compare
     from triptych.errors import InputError, TrainingStopped
     from triptych.spaces import ImageSpace, PointSpace
 
@@ -26,6 +27,9 @@ __all__ = [
     "list_models",
     "load",
     "load_data",
+    "resume",
+    "sample",
+    "score",
 ]
 
 _HOME = {
@@ -33,6 +37,7 @@ _HOME = {
     "PointSpace": "triptych.spaces",
     "InputError": "triptych.errors",
     "TrainingStopped": "triptych.errors",
+    "compare": "triptych.comparison",
 }
 
 

@@ -61,11 +61,15 @@ class ImageSpace:
     def check(self, x: Any, what: str = "images") -> None:
         """Raises InputError unless `x` (tensor or array) is a batch of shape (N, C, H, W), integers in range."""
         if tuple(x.shape[1:]) != self.shape:
-            raise InputError(f"{what} have shape {tuple(x.shape)}; this space needs (N, {', '.join(map(str, self.shape))}).")
+            raise InputError(
+                f"{what} have shape {tuple(x.shape)}; this space needs (N, {', '.join(map(str, self.shape))})."
+            )
         if "int" not in str(x.dtype):
             raise InputError(f"{what} have dtype {x.dtype}; give integers 0 .. {self.levels - 1}.")
         if len(x) and (int(x.min()) < 0 or int(x.max()) >= self.levels):
-            raise InputError(f"{what} have values {int(x.min())} .. {int(x.max())}; this space needs 0 .. {self.levels - 1}.")
+            raise InputError(
+                f"{what} have values {int(x.min())} .. {int(x.max())}; this space needs 0 .. {self.levels - 1}."
+            )
 
     def __str__(self) -> str:
         kind = "palette" if self.palette else {1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels}-channel")

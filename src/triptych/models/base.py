@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -39,8 +39,7 @@ class Likelihood:
     """Draws behind each value; 1 for exact values."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(NamedTuple):
     """What the trainer hands to `loss`."""
 
     x: Tensor
@@ -49,13 +48,12 @@ class Batch:
     """int64, (N,)."""
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """What `loss` returns: what to minimise, and its named parts for the log."""
 
     total: Tensor
     """Scalar, to be differentiated."""
-    terms: dict[str, Tensor] = field(default_factory=dict)
+    terms: dict[str, Tensor]
     """Scalars; units and direction in the names (`nats_per_image` is negative log-likelihood, lower is better)."""
 
 
@@ -142,7 +140,9 @@ class GenerativeModel(nn.Module, ABC):
             generator: Source of all randomness but dropout's.
         """
 
-    def check_labels(self, n: int, labels: Tensor | None, *, draw: bool, generator: Generator | None = None) -> Tensor | None:
+    def check_labels(
+        self, n: int, labels: Tensor | None, *, draw: bool, generator: Generator | None = None
+    ) -> Tensor | None:
         """Labels fit for `n` items of this model: None if it is unconditional, else int64 of shape (n,).
 
         Arguments:
@@ -163,7 +163,9 @@ class GenerativeModel(nn.Module, ABC):
         if labels.shape != (n,):
             raise InputError(f"labels have shape {tuple(labels.shape)}; {n} items need ({n},).")
         if n and not 0 <= int(labels.min()) <= int(labels.max()) < self.n_classes:
-            raise InputError(f"labels are {int(labels.min())} .. {int(labels.max())}; they must be 0 .. {self.n_classes - 1}.")
+            raise InputError(
+                f"labels are {int(labels.min())} .. {int(labels.max())}; they must be 0 .. {self.n_classes - 1}."
+            )
         return labels
 
 

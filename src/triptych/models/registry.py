@@ -29,7 +29,9 @@ def find_models(folder: Path = Path(__file__).parent) -> dict[str, str]:
     for panel in PANELS:
         for file in sorted((folder / panel).glob("[a-z]*.py")):
             if file.stem in found:
-                raise RuntimeError(f"Two models are named {file.stem!r}: one in {found[file.stem]}/ and one in {panel}/.")
+                raise RuntimeError(
+                    f"Two models are named {file.stem!r}: one in {found[file.stem]}/ and one in {panel}/."
+                )
             found[file.stem] = panel
     return found
 

@@ -1,0 +1,41 @@
+# Needs python3 (3.11 or 3.12, with venv) and make; everything else goes into .venv.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --constraint constraints.txt
+# Two cores are what the demo and the tests are planned for; torch takes all it sees otherwise.
+WORKERS ?= 2
+
+.PHONY: demo test test-slow check format docs clean
+
+demo: .venv/installed
+	.venv/bin/triptych compare digits --budget 30s
+
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-slow: .venv/installed-dev
+	.venv/bin/python -m pytest -m slow $(ARGS)
+
+check: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: .venv/installed-dev
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+docs: .venv/installed-dev
+	.venv/bin/python -m sphinx -W -q -b html docs docs/_build
+
+clean:
+	rm -rf .venv docs/_build
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Triptych needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	touch $@

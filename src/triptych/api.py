@@ -1,0 +1,347 @@
+"""The Python interface; the command line says the same words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+
+from triptych.config import TrainConfig
+from triptych.data.dataset import Dataset, Split, merged
+from triptych.data.load import load_data
+from triptych.data.pictures import save_items, to_rgb
+from triptych.errors import InputError, nearest_name
+from triptych.evaluation.evaluate import Evaluation
+from triptych.evaluation.evaluate import evaluate as evaluate_models
+from triptych.evaluation.likelihood import evaluate_likelihood
+from triptych.models.base import GenerativeModel, Likelihood
+from triptych.models.registry import create_model, find_models, model_options
+from triptych.spaces import ImageSpace
+from triptych.training.files import read_json, write_atomically, write_json
+from triptych.training.run import check_same, read_run, run_config
+
+__all__ = [
+    "create_model",
+    "evaluate",
+    "fit",
+    "list_models",
+    "load",
+    "load_data",
+    "resume",
+    "sample",
+    "score",
+]
+
+TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
+
+def list_models(panel: str | None = None) -> list[str]:
+    """Names of all models, or of one panel's ('tractable', 'approximate', 'implicit')."""
+    return [name for name, its_panel in find_models().items() if panel in (None, its_panel)]
+
+
+def load(run: str | Path) -> GenerativeModel:
+    """The trained model of a run folder, in evaluation mode on the CPU. Runs no code from the folder.
+
+    Raises:
+        InputError: If the folder is missing, incomplete or damaged.
+    """
+    return read_run(run)[0]
+
+
+def fit(
+    model: str,
+    data: Dataset | str | Path | np.ndarray,
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    conditional: bool = False,
+    verbose: bool = True,
+    **settings: Any,
+) -> GenerativeModel:
+    """Trains a model and leaves a run folder.
+
+    Arguments:
+        model: One of `list_models()`.
+        data: A data set, or whatever `load_data` reads.
+        out: Run folder; by default the first free of `runs/<model>-<data>`, `runs/<model>-<data>-2`, ...
+        resume: Go on from the checkpoint in `out`, with the same settings and data.
+        conditional: Condition the model on the data's class labels.
+        verbose: Show the estimate of time and memory, and the progress.
+        settings: Training settings (the fields of `triptych.config.TrainConfig`: `budget`, `seed`, `batch_size`, ...)
+            and the model's own options, by name.
+    Returns:
+        The trained model, in evaluation mode on the CPU: the averaged weights, those that scored best on the
+        validation split where the model has a likelihood.
+    Raises:
+        InputError: If a name or a value is wrong, `out` is taken, or a resumed run differs in a setting or the data.
+        TrainingStopped: If a loss is no longer finite, or on Ctrl-C.
+    """
+    from triptych.training.trainer import Trainer  # Lightning Fabric takes seconds to import.
+
+    train = TrainConfig(**{key: value for key, value in settings.items() if key in TRAIN_FIELDS})
+    options = {key: value for key, value in settings.items() if key not in TRAIN_FIELDS}
+    known = model_options(model)
+    for key in options:
+        if key not in known:
+            words = [*known, *TRAIN_FIELDS]
+            raise InputError(
+                f"{model} has no option {key!r}, nor has training.{nearest_name(key, words)} Options of {model}:"
+                f" {', '.join(known) or 'none'}."
+            )
+    data = data if isinstance(data, Dataset) else load_data(data)
+    if conditional and not data.n_classes:
+        raise InputError(f"conditional: {data.name!r} has no labels to condition on.")
+    n_classes = data.n_classes if conditional else 0
+    if resume and out is None:
+        raise InputError("resume needs the run folder to go on from: give out.")
+    folder = Path(out) if out is not None else free_folder(Path("runs") / f"{model}-{data.name}")
+    console = Console() if verbose else None
+    # Weights are drawn from the global generator, which is the caller's own outside.
+    with torch.random.fork_rng():
+        torch.manual_seed(train.seed)
+        network = create_model(model, data.space, n_classes=n_classes, **options)
+        trainer = Trainer(network, data, train, folder, console)
+        config = run_config(model, options, n_classes, data, train)
+        if resume:
+            check_same(read_json(folder / "config.json"), config, folder)
+            if (folder / "summary.json").is_file():
+                return load(folder)
+        elif folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
+        if console:
+            console.print(f"{model} on {data.name} ({data.space}) -> {folder}", markup=False, highlight=False)
+            if network.phases() and not resume:
+                cost = trainer.estimate_cost()
+                images = train.batch_size * sum(phase.steps for phase in network.phases())
+                console.print(
+                    cost.describe(trainer.budget, train.batch_size, images),
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        if not resume:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / "config.json", config)
+        summary = trainer.fit(resume=resume)
+    n_parameters = sum(tensor.numel() for tensor in [*network.parameters()] or [*network.state_dict().values()])
+    write_json(folder / "summary.json", {**dataclasses.asdict(summary), "n_parameters": n_parameters})
+    return trainer.ema.cpu()
+
+
+def resume(run: str | Path, *, verbose: bool = True) -> GenerativeModel:
+    """Goes on with the training of a run folder, with the settings and the data it was begun with.
+
+    Raises:
+        InputError: If the folder is incomplete, or the data is no longer what it was.
+    """
+    config = read_json(Path(run) / "config.json")
+    return fit(
+        config["model"],
+        data_of(config, run),
+        out=run,
+        resume=True,
+        conditional=config["n_classes"] > 0,
+        verbose=verbose,
+        **config["train"],
+        **config["options"],
+    )
+
+
+def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
+    """The data set a run was trained on, read again from where it was.
+
+    Raises:
+        InputError: If it cannot be read again, or is no longer the same.
+    """
+    source = config["data"]["source"]
+    if source.get("source") == "<arrays>":
+        raise InputError(f"{run} was trained on arrays in memory; give the data.")
+    data = load_data(**source)
+    if data.checksum != config["data"]["checksum"]:
+        raise InputError(f"The data at {source['source']!r} is no longer what {run} was trained on; give --source.")
+    return data
+
+
+def free_folder(wanted: Path) -> Path:
+    """`wanted`, or the first of `wanted-2`, `wanted-3`, ... that does not exist."""
+    folder, number = wanted, 1
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def sample(
+    model: GenerativeModel | str | Path,
+    n: int,
+    *,
+    labels: Sequence[int] | np.ndarray | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+) -> np.ndarray:
+    """Draws from a model or run.
+
+    Arguments:
+        labels: Class of each draw, for a class-conditional model; by default all classes in turn.
+        seed: The same seed gives the same draws on the same machine.
+        out: File or folder to write too: .png (a grid, or a plot of points), .npy or .npz, or a folder (a PNG each).
+    Returns:
+        (n, *space.shape), in data units.
+    Raises:
+        InputError: If n is not positive, labels do not fit, or `out` cannot be written.
+    """
+    model = model if isinstance(model, GenerativeModel) else load(model)
+    if n < 1:
+        raise InputError(f"n is {n}; draw at least 1.")
+    write = None if out is None else _writer(Path(out), model)
+    if labels is None and model.n_classes:
+        labels = np.arange(n) % model.n_classes
+    given = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=model.device)
+    generator = torch.Generator(model.device).manual_seed(seed)
+    items = model.eval().sample(n, labels=given, generator=generator).cpu().numpy()
+    if write is not None:
+        write(items)
+    return items
+
+
+def _writer(out: Path, model: GenerativeModel) -> Callable[[np.ndarray], None]:
+    """How to write items to `out`, refused before anything is drawn if it cannot be done."""
+    suffix = out.suffix.lower()
+    if suffix not in (".png", ".npy", ".npz", ""):
+        raise InputError(f"{out}: write samples to a .png, .npy or .npz file, or to a folder.")
+    if suffix == "" and not isinstance(model.space, ImageSpace):
+        raise InputError(f"{out}: points are written to a .png, .npy or .npz file.")
+    if suffix == "" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} is not an empty folder; give another one.")
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: the folder {str(out.parent)!r} does not exist.")
+
+    def write(items: np.ndarray) -> None:
+        if suffix == ".png":
+            save_items(items, model.space, out)
+        elif suffix:
+            with open(out, "wb") as file:
+                if suffix == ".npy":
+                    np.save(file, items)
+                else:
+                    np.savez_compressed(file, images=items)
+        elif isinstance(model.space, ImageSpace):
+            out.mkdir(exist_ok=True)
+            for number, picture in enumerate(to_rgb(items, model.space)):
+                Image.fromarray(picture).save(out / f"{number:06d}.png")
+
+    return write
+
+
+def score(
+    model: GenerativeModel | str | Path,
+    items: np.ndarray | torch.Tensor | Split,
+    labels: np.ndarray | None = None,
+    *,
+    n_importance: int = 0,
+    seed: int = 0,
+) -> Likelihood:
+    """Log-likelihood of items under a model or run, typed as exact or bound.
+
+    Arguments:
+        items: Images, integers 0 .. levels-1, (N, C, H, W), or points, (N, dim); or a split of a data set.
+        labels: Class of each item, for a class-conditional model.
+        n_importance: For a model with a bound: importance samples (IWAE); 0 for the ELBO.
+    Raises:
+        InputError: If the model has no likelihood (use a tractable or approximate model), or items do not fit.
+    """
+    model = model if isinstance(model, GenerativeModel) else load(model)
+    if not isinstance(items, Split):
+        items = Split(np.asarray(items), None if labels is None else np.asarray(labels, dtype=np.int64))
+    likelihood = evaluate_likelihood(model, items, n_importance=n_importance, seed=seed)
+    if likelihood is None:
+        raise InputError(f"{type(model).__name__} has no likelihood: it can only sample. Score with a tractable model.")
+    return likelihood
+
+
+def choose_split(data: Dataset, name: Literal["train", "valid", "test", "all"]) -> Split:
+    """A split by name; 'all' is the three of them, one after the other."""
+    return merged(*data.splits.values()) if name == "all" else data.splits[name]
+
+
+def write_scores(likelihood: Likelihood, out: str | Path) -> None:
+    """Writes a CSV file with the log-likelihood of each item, in nats, and what kind it is."""
+    lines = ["item,log_likelihood_nats,kind,measure"]
+    lines += [f"{i},{nats!r},{likelihood.kind},{likelihood.measure}" for i, nats in enumerate(likelihood.nats.tolist())]
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: the folder {str(out.parent)!r} does not exist.")
+    write_atomically(out, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+
+
+def evaluate(
+    runs: Sequence[str | Path],
+    data: Dataset | str | Path | None = None,
+    *,
+    n_importance: int = 64,
+    seed: int = 0,
+    verbose: bool = True,
+) -> Evaluation:
+    """Measures the models of some runs on the held-out split of their data, beside the reference rows.
+
+    Arguments:
+        runs: Run folders of models trained on the same data.
+        data: The data, if it is no longer where the runs found it.
+        n_importance: Samples of the importance-weighted bound; 0 for the ELBO alone.
+        seed: Seed of all draws.
+        verbose: Say what is being measured.
+    Raises:
+        InputError: If a run is incomplete, or the runs were trained on different data.
+    """
+    if not runs:
+        raise InputError("evaluate needs at least one run folder.")
+    models: dict[str, GenerativeModel] = {}
+    configs = {}
+    for run in runs:
+        model, config = read_run(run)
+        name = config["model"] if config["model"] not in models else Path(run).name
+        if name in models:
+            raise InputError(f"{run} is given twice, or has the name of another run; rename one.")
+        models[name], configs[str(run)] = model, config
+    first, *others = configs
+    for other in others:
+        if configs[other]["data"]["checksum"] != configs[first]["data"]["checksum"]:
+            raise InputError(f"{first} and {other} were trained on different data; evaluate them one by one.")
+    if data is None:
+        dataset = data_of(configs[first], first)
+    else:
+        dataset = data if isinstance(data, Dataset) else load_data(data)
+        if dataset.space != next(iter(models.values())).space:
+            raise InputError(
+                f"{dataset.name!r} holds {dataset.space}; {first} models {next(iter(models.values())).space}."
+            )
+    return evaluate_models(models, dataset, n_importance=n_importance, seed=seed, progress=teller(verbose))
+
+
+def teller(verbose: bool) -> Callable[[str], None] | None:
+    """A function that shows a line of progress, or None for silence.
+
+    On a terminal the line replaces the one before; elsewhere only a new subject (what stands before a colon) is told.
+    """
+    if not verbose:
+        return None
+    console = Console(stderr=True)
+    last = ""
+
+    def tell(text: str) -> None:
+        nonlocal last
+        subject = text.partition(":")[0]
+        if console.is_terminal:
+            console.print(f"\r\x1b[2Kmeasuring {text}", end="", markup=False, highlight=False, soft_wrap=True)
+        elif subject != last:
+            console.print(f"measuring {subject}", markup=False, highlight=False, soft_wrap=True)
+        last = subject
+
+    return tell

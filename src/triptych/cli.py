@@ -1,0 +1,337 @@
+"""The command line: one verb a class, the same words as the Python interface.
+
+Nothing heavy is imported until a verb runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from triptych.config import DataConfig, TrainConfig
+from triptych.errors import InputError, TrainingStopped
+
+if TYPE_CHECKING:
+    from triptych.data.dataset import Dataset
+
+Settings = Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE")]
+Source = Annotated[Positional[str], arg(metavar="SOURCE")]
+Run = Annotated[Positional[Path], arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train a model and leave a run folder: triptych fit vae digits --budget 60s"""
+
+    model: Annotated[Positional[str | None], arg(metavar="MODEL")] = None
+    """One of `triptych models`."""
+    source: Annotated[Positional[str | None], arg(metavar="SOURCE")] = None
+    """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
+    out: Path | None = None
+    """Run folder; by default runs/MODEL-SOURCE."""
+    resume: Path | None = None
+    """Go on with this run folder, with the settings and data it was begun with."""
+    conditional: bool = False
+    """Condition the model on the class labels."""
+    settings: Settings = ()
+    """Options of the model (`triptych models MODEL` lists them), as hidden=64 n_blocks=5."""
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych import api
+        from triptych.models.registry import model_options
+
+        if self.resume is not None:
+            given = Fit(resume=self.resume)
+            if self != given:
+                raise InputError("--resume takes model, data and settings from the run folder; give nothing else.")
+            api.resume(self.resume)
+            return
+        if self.model is None or self.source is None:
+            raise InputError("fit needs a model and a source: triptych fit MODEL SOURCE, or triptych fit --resume RUN.")
+        model_options(self.model)  # An unknown name is told before a large set is read.
+        options = parse_settings(self.settings)
+        data = _load(self.source, self.data)
+        api.fit(self.model, data, out=self.out, conditional=self.conditional, **self.train.to_dict(), **options)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw from a trained model: triptych sample runs/vae-digits --n 64 --out samples.png"""
+
+    run_folder: Run
+    """Run folder of a trained model."""
+    n: Annotated[int, arg(aliases=["-n"])] = 64
+    """Number of draws."""
+    label: int | None = None
+    """Class to draw, for a class-conditional model; by default all classes in turn."""
+    seed: int = 0
+    """Seed of the noise."""
+    out: Path = Path("samples.png")
+    """Where to write: a .png (a grid, or a plot of points), .npy or .npz (an array), or a folder (a PNG each)."""
+
+    def run(self) -> None:
+        from triptych import api
+
+        labels = None if self.label is None else [self.label] * self.n
+        api.sample(self.run_folder, self.n, labels=labels, seed=self.seed, out=self.out)
+        print(f"{self.n} samples -> {self.out}")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-likelihood of data under a trained model: triptych score runs/pixel_cnn-digits digits"""
+
+    run_folder: Run
+    """Run folder of a trained model."""
+    source: Source
+    """Data to score."""
+    split: Literal["train", "valid", "test", "all"] = "test"
+    """Which part of the source."""
+    importance_samples: int = 0
+    """For a model with a bound: samples of the tighter importance-weighted bound; 0 for the ELBO."""
+    out: Path | None = None
+    """CSV file for the value of each item."""
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych import api
+        from triptych.evaluation.likelihood import summarise
+
+        model = api.load(self.run_folder)
+        split = api.choose_split(_load(self.source, self.data), self.split)
+        likelihood = api.score(model, split, n_importance=self.importance_samples)
+        for key, value in summarise(likelihood, model.space).items():
+            print(f"{key}  {value} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
+        if self.out is not None:
+            api.write_scores(likelihood, self.out)
+            print(f"{len(likelihood.nats):,} values -> {self.out}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure trained models on the held-out split: triptych evaluate runs/vae-digits runs/gan-digits"""
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
+    """Run folders of models trained on the same data."""
+    source: str | None = None
+    """The data, if it is no longer where the runs found it."""
+    importance_samples: int = 64
+    """Samples of the importance-weighted bound of models that have one; 0 for none."""
+    seed: int = 0
+    """Seed of all draws."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> None:
+        from triptych import api
+
+        table = api.evaluate(
+            self.run_folders, self.source, n_importance=self.importance_samples, seed=self.seed, verbose=not self.json
+        ).table
+        if self.json:
+            print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False))
+        else:
+            from rich.console import Console
+
+            from triptych.report.table import print_table
+
+            print_table(table, Console())
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train several models under one budget, measure them and lay them side by side: triptych compare digits"""
+
+    source: Source
+    """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
+    models: str = "pixel_cnn,vae,gan"
+    """Models, with commas between."""
+    out: Path | None = None
+    """Folder for the runs, table.json, table.csv and report.html; by default runs/compare-SOURCE."""
+    resume: bool = False
+    """Go on with the comparison in --out: finished models are kept, an interrupted one continues."""
+    conditional: bool = False
+    """Condition the models on the class labels."""
+    importance_samples: int = 64
+    """Samples of the importance-weighted bound of models that have one; 0 for none."""
+    settings: Settings = ()
+    """Options of a model, as vae.n_latents=8 gan.gamma=0.5."""
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych.comparison import compare
+        from triptych.models.registry import model_options
+
+        names = [name.strip() for name in self.models.split(",") if name.strip()]
+        options: dict[str, dict[str, Any]] = {name: {} for name in names}
+        for key, value in parse_settings(self.settings).items():
+            model, dot, option = key.partition(".")
+            if not dot or model not in options:
+                raise InputError(f"--set {key}={value}: write MODEL.OPTION=VALUE with one of {', '.join(names)}.")
+            options[model][option] = value
+        for name in names:
+            model_options(name)
+        compare(
+            _load(self.source, self.data),
+            names,
+            out=self.out,
+            resume=self.resume,
+            conditional=self.conditional,
+            n_importance=self.importance_samples,
+            options=options,
+            command=shlex.join(["triptych", *sys.argv[1:]]),
+            **self.train.to_dict(),
+        )
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models, or the options of one: triptych models vae"""
+
+    model: Annotated[Positional[str | None], arg(metavar="MODEL")] = None
+    """Model to describe."""
+
+    def run(self) -> None:
+        import inspect
+
+        from triptych.models.registry import find_models, model_class, model_options
+
+        if self.model is None:
+            for name, panel in find_models().items():
+                summary = (inspect.getdoc(model_class(name)) or "").splitlines()[0]
+                print(f"{name:18}{panel:13}{summary}")
+            return
+        print(inspect.getdoc(model_class(self.model)))
+        print("\nDefaults: " + ", ".join(f"{key}={value[1]!r}" for key, value in model_options(self.model).items()))
+
+
+@dataclass(frozen=True)
+class Data:
+    """Show what a source holds and what was repaired, and draw it: triptych data show digits"""
+
+    action: Positional[Literal["show"]]
+    """What to do."""
+    source: Source
+    """Data to show."""
+    out: Path | None = None
+    """PNG file for a picture of the training data; by default data-NAME.png."""
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych.data.show import describe, draw
+
+        dataset = _load(self.source, self.data)
+        print("\n".join(describe(dataset)))
+        out = self.out or Path(f"data-{dataset.name}.png")
+        draw(dataset, out)
+        print(f"picture   {out}")
+
+
+VERBS: dict[str, type] = {
+    "fit": Fit,
+    "sample": Sample,
+    "score": Score,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "models": Models,
+    "data": Data,
+}
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Reads KEY=VALUE words; a value is a Python literal (64, 0.1, True) or else a word.
+
+    Raises:
+        InputError: If a word has no `=`, or a key is set twice.
+    """
+    values: dict[str, Any] = {}
+    for word in settings:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {word!r}: write KEY=VALUE.")
+        if key in values:
+            raise InputError(f"--set {key} is given twice.")
+        try:
+            values[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[key] = text
+    return values
+
+
+def _load(source: str, config: DataConfig) -> Dataset:
+    from triptych.data.load import load_data
+
+    arguments: dict[str, Any] = config.to_arguments()
+    return load_data(source, **arguments)
+
+
+def _one_line(box: str) -> str:
+    """The message in the box that tyro prints for a wrong command line, as one line."""
+    lines = [line.strip("│╭╮╰╯ ─") for line in box.splitlines()]
+    title, *lines = [line if line else "" for line in lines]
+    message = " ".join(line for line in lines[: lines.index("") if "" in lines else None]) or title
+    if "Perhaps you meant:" in lines:
+        message += f". Did you mean {lines[lines.index('Perhaps you meant:') + 1].split()[0]}?"
+    help_line = next((line for line in lines if line.endswith("--help")), "triptych --help")
+    return f"{message.rstrip('.')}. See {help_line[help_line.rindex('triptych') :]}".replace("?.", "?")
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The verb that a command line asks for; leaves with status 2 and one line if it is wrong."""
+    box = io.StringIO()
+    verb: Any = tyro.extras.subcommand_cli_from_dict
+    try:
+        with contextlib.redirect_stderr(box):
+            return verb(
+                VERBS,
+                prog="triptych",
+                config=(tyro.conf.FlagCreatePairsOff,),
+                args=list(arguments),
+                description="Train, measure and compare the three families of deep generative models on your own data.",
+            )
+    except SystemExit as stop:
+        if stop.code:
+            print(f"triptych: {_one_line(box.getvalue())}", file=sys.stderr)
+        raise
+
+
+def main() -> None:
+    """Entry point of the `triptych` command. Exit codes: 0 done, 2 wrong input, 3 training stopped."""
+    if sys.argv[1:] == ["--version"]:
+        from triptych import __version__
+
+        print(f"triptych {__version__}")
+        return
+    verb = parse(sys.argv[1:])
+    try:
+        verb.run()
+    except InputError as error:
+        print(f"triptych: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except TrainingStopped as error:
+        print(f"triptych: {error}", file=sys.stderr)
+        raise SystemExit(3) from None
+    except KeyboardInterrupt:
+        print("triptych: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # The reader of our output (head, less) has gone.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,192 @@
+"""Several models under one budget, measured together and laid side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from triptych import api
+from triptych.config import TrainConfig
+from triptych.data.dataset import Dataset
+from triptych.errors import InputError
+from triptych.evaluation.evaluate import Evaluation
+from triptych.evaluation.evaluate import evaluate as evaluate_models
+from triptych.evaluation.results import Table
+from triptych.models.base import GenerativeModel
+from triptych.models.registry import find_models, model_class, model_options
+from triptych.report.content import PanelContent, ReportContent
+from triptych.report.page import write_report
+from triptych.report.table import print_table, write_table
+from triptych.training.files import Records, read_json
+from triptych.training.progress import duration
+from triptych.training.run import environment
+
+SHOWN = 64
+"""Samples of each model on the page."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` returns."""
+
+    table: Table
+    models: dict[str, GenerativeModel]
+    """The trained models, in evaluation mode on the CPU."""
+    folder: Path
+    """Where the runs, table.json, table.csv and report.html are."""
+
+
+def compare(
+    data: Dataset | str | Path | np.ndarray,
+    models: Sequence[str] = ("pixel_cnn", "vae", "gan"),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    conditional: bool = False,
+    n_importance: int = 64,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    command: str = "",
+    verbose: bool = True,
+    **train: Any,
+) -> Comparison:
+    """Trains models one after the other under the same budget, measures them on the held-out split and writes a report.
+
+    Arguments:
+        data: A data set, or whatever `load_data` reads.
+        models: Names of models, each once.
+        out: Folder for everything; by default the first free of `runs/compare-<data>`, ...
+        resume: Go on with the comparison in `out`: finished models are kept, an interrupted one continues.
+        conditional: Condition the models on the data's class labels.
+        n_importance: Samples of the importance-weighted bound; 0 for the ELBO alone.
+        options: Options of each model, by its name.
+        command: The command that repeats the comparison, for the report.
+        verbose: Show progress and the table.
+        train: Training settings, the same for every model (fields of `triptych.config.TrainConfig`).
+    Raises:
+        InputError: If a name or value is wrong, or `out` is taken.
+        TrainingStopped: If a training cannot go on.
+    """
+    names, options = list(models), options or {}
+    if not names:
+        raise InputError("compare needs at least one model.")
+    if len(set(names)) < len(names):
+        raise InputError(f"models: {max(names, key=names.count)!r} is named twice; name each model once.")
+    data = data if isinstance(data, Dataset) else api.load_data(data)
+    config = TrainConfig(**train)
+    for name in names:  # Whatever would stop a later model stops the comparison now, before hours of training.
+        api.create_model(name, data.space, n_classes=data.n_classes if conditional else 0, **options.get(name, {}))
+    if resume and out is None:
+        raise InputError("resume needs the folder of the comparison: give --out.")
+    folder = Path(out) if out is not None else api.free_folder(Path("runs") / f"compare-{data.name}")
+    if not resume and folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty; give another --out, or --resume to go on with it.")
+    console = Console(quiet=not verbose)
+    trained = {}
+    for name in names:
+        begun = resume and (folder / name / "config.json").is_file()
+        trained[name] = api.fit(
+            name,
+            data,
+            out=folder / name,
+            resume=begun,
+            conditional=conditional,
+            verbose=verbose,
+            **config.to_dict(),
+            **options.get(name, {}),
+        )
+    evaluation = evaluate_models(
+        trained, data, n_importance=n_importance, seed=config.seed, progress=api.teller(verbose)
+    )
+    command = command or _python_command(data, names, config)
+    content = _content(evaluation, data, folder, config, command)
+    write_table(evaluation.table, folder)
+    write_report(content, folder / "report.html")
+    print_table(evaluation.table, console)
+    console.print(f"Report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return Comparison(evaluation.table, trained, folder)
+
+
+def _python_command(data: Dataset, names: list[str], config: TrainConfig) -> str:
+    source = data.source.get("source", data.name)
+    return f"triptych.compare({source!r}, {names!r}, budget={config.budget!r}, seed={config.seed})"
+
+
+def _content(evaluation: Evaluation, data: Dataset, folder: Path, config: TrainConfig, command: str) -> ReportContent:
+    """Gathers what the page shows from the evaluation and the run folders."""
+    names = list(evaluation.samples)
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    facts = {"Source": str(data.source.get("source", data.name)), "Space": str(data.space), "Items": sizes}
+    if data.class_names:
+        facts["Classes"] = f"{data.n_classes}: {', '.join(data.class_names[:12])}{', …' if data.n_classes > 12 else ''}"
+    if data.repaired:
+        facts["Repaired"] = " ".join(data.repaired)
+    facts["Checksum"] = data.checksum
+    held_out = data.test.read(np.arange(min(SHOWN, len(data.test))))[0]
+    return ReportContent(
+        title=f"{data.name}: {', '.join(names)}",
+        space=data.space,
+        table=evaluation.table,
+        panels=tuple(_panel(name, evaluation, folder / name) for name in names),
+        held_out=held_out,
+        data=facts,
+        command=command,
+        environment=environment(),
+        protocol=_protocol(config, data),
+        notes=evaluation.notes,
+    )
+
+
+def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
+    config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
+    records = Records.read(run / "metrics.jsonl")
+    film = [
+        (record["elapsed_seconds"], np.load(run / record["file"], allow_pickle=False))
+        for record in records
+        if record.get("event") == "samples"
+    ]
+    facts = {
+        "Parameters": f"{summary['n_parameters']:,}",
+        "Training": f"{duration(summary['seconds'])}, {summary['steps']:,} steps, {summary['n_images_seen']:,} items",
+        "Ended by": summary["reason"],
+    }
+    if summary["best_step"] is not None:
+        facts["Weights"] = f"of step {summary['best_step']:,}, best on validation"
+    # The final weights' samples follow those of half the budget; nothing is said twice.
+    return PanelContent(
+        name=name,
+        title=model_class(name).__name__,
+        panel=find_models()[name],
+        samples=evaluation.samples[name][:SHOWN],
+        film=tuple(film),
+        curves=tuple(record for record in records if "event" not in record),
+        reconstructions=evaluation.reconstructions.get(name),
+        neighbours=evaluation.neighbours.get(name),
+        facts={**facts, **{f"Option {key}": str(value) for key, value in _options(config).items()}},
+    )
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that were set; the others are the model's defaults."""
+    return dict(config["options"]) or {"defaults": ", ".join(model_options(config["model"])) or "none"}
+
+
+def _protocol(config: TrainConfig, data: Dataset) -> tuple[str, ...]:
+    defaults = TrainConfig()
+    changed = {
+        key: value
+        for key, value in dataclasses.asdict(config).items()
+        if value != getattr(defaults, key) and key not in ("budget", "seed")
+    }
+    return (
+        f"Every model had the same budget, {config.budget}, seed {config.seed}, one after the other on this machine.",
+        *((f"Settings that differ from the defaults: {changed}.",) if changed else ()),
+        "Weights are moving averages over the training; where a model has a likelihood, those that scored best on at"
+        f" most {config.validation_items:,} validation items were taken, else the last.",
+        f"Everything in the table is measured on the whole held-out split of {len(data.test):,} items, looked at once.",
+    )

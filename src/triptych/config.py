@@ -1,0 +1,150 @@
+"""Settings of a training run. The docstring under each field is its help on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from triptych.errors import InputError
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: by the clock, by steps, or by training items seen."""
+
+    unit: Literal["seconds", "steps", "images"]
+    amount: float
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Reads `90s`, `10m`, `1.5h`, `5000` or `5000steps`, `200000images` or `200kimages`.
+
+        Raises:
+            InputError: If the text is none of these, or the amount is not positive.
+        """
+        match = re.fullmatch(r"\s*(-?[\d_.]+)\s*(k?)(s|m|h|steps?|images?|)\s*", str(text))
+        advice = "Give seconds (90s), minutes (10m), hours (2h), steps (5000steps) or images (200kimages)."
+        try:
+            amount = float(match[1]) if match else math.nan
+        except ValueError:
+            amount = math.nan
+        if not match or not math.isfinite(amount) or (match[2] and match[3] in _SECONDS):
+            raise InputError(f"Budget {text!r} cannot be read. {advice}")
+        amount *= 1000 if match[2] else 1
+        unit: Literal["seconds", "steps", "images"] = "steps"
+        if match[3] in _SECONDS:
+            unit, amount = "seconds", amount * _SECONDS[match[3]]
+        elif match[3].startswith("image"):
+            unit = "images"
+        if amount <= 0 or (unit != "seconds" and amount < 1):
+            raise InputError(f"Budget {text!r} leaves nothing to train with. {advice}")
+        return cls(unit, amount)
+
+    def progress(self, *, seconds: float, steps: int, images: int) -> float:
+        """Share of the budget used, 0 at the start; 1 or more when it is spent."""
+        return {"seconds": seconds, "steps": steps, "images": images}[self.unit] / self.amount
+
+    def __str__(self) -> str:
+        return f"{self.amount:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train."""
+
+    budget: str = "60s"
+    """Training budget: seconds (90s), minutes (10m), hours (2h), steps (5000steps) or images (200kimages). A step is
+    one cycle through the model's phases."""
+    seed: int = 0
+    """Seed of the weights, the order of the data and all noise."""
+    batch_size: int = 64
+    """Items in each batch."""
+    learning_rate: float | None = None
+    """Learning rate of every phase; by default each phase's own."""
+    clip_norm: float = 1.0
+    """Longest gradient of a phase, in Euclidean norm; 0 for no limit."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the weights, which is what is evaluated and saved; 0 for none."""
+    warmup_steps: int = 50
+    """Steps over which the learning rate rises from 0."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; auto takes a GPU if there is one."""
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """Arithmetic of the network; auto is bf16 on a GPU that has it, else float32. Weights are float32 always."""
+    validations: int = 40
+    """Validations over the budget, evenly spaced (fewer if they would take more than an eighth of the time)."""
+    validation_items: int = 1000
+    """Validation items for each, at most: a fixed random subset."""
+    patience: int = 12
+    """Validations without a better likelihood that end the training early; 0 for never."""
+    checkpoint_every: str = "60s"
+    """Time between checkpoints, or steps (500steps)."""
+    log_every: int = 20
+    """Steps between records in metrics.jsonl."""
+
+    def __post_init__(self) -> None:
+        Budget.parse(self.budget)
+        if Budget.parse(self.checkpoint_every).unit == "images":
+            raise InputError(f"checkpoint_every is {self.checkpoint_every!r}; give seconds (60s) or steps (500steps).")
+        at_least = {"batch_size": 1, "log_every": 1, "validation_items": 1, "validations": 0, "patience": 0}
+        at_least |= {"warmup_steps": 0, "seed": 0}
+        for field, least in at_least.items():
+            if getattr(self, field) < least:
+                raise InputError(f"{field} is {getattr(self, field)}; it must be at least {least}.")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InputError(f"learning_rate is {self.learning_rate}; it must be positive.")
+        if not self.clip_norm >= 0:
+            raise InputError(f"clip_norm is {self.clip_norm}; it must be 0 (no limit) or positive.")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
+        for field, allowed in {"device": ("auto", "cpu", "cuda"), "precision": ("auto", "32", "bf16")}.items():
+            if getattr(self, field) not in allowed:
+                raise InputError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(allowed)}.")
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for config.json."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How to read the data."""
+
+    size: str | None = None
+    """Size to bring images of mixed (or other) sizes to: 32, or 32x48 (height x width)."""
+    crop: Literal["center", "pad", "none"] = "center"
+    """With --size: cut the longer side, pad the shorter one with black, or change the proportions."""
+    levels: int | None = None
+    """Values a sub-pixel can take; by default as found (256, or 2 for 1-bit images)."""
+    grey: bool = False
+    """Turn colour images grey."""
+    skip_bad: bool = False
+    """Skip unreadable files and count them, instead of refusing the set."""
+    valid_fraction: float = 0.1
+    """Share of the items kept for validation, where the source has no validation split."""
+    test_fraction: float = 0.1
+    """Share of the items kept for testing, where the source has no test split."""
+    data_seed: int = 0
+    """Seed of the splits."""
+    limit: int | None = None
+    """Items of each split at most, chosen at random."""
+
+    def to_arguments(self) -> dict[str, object]:
+        """Keyword arguments of `load_data`.
+
+        Raises:
+            InputError: If the size cannot be read.
+        """
+        values = dataclasses.asdict(self)
+        if self.size is not None:
+            match = re.fullmatch(r"(\d+)(?:x(\d+))?", self.size)
+            if not match:
+                raise InputError(f"--size is {self.size!r}; give 32, or 32x48 (height x width).")
+            values["size"] = (int(match[1]), int(match[2] or match[1]))
+        values["seed"] = values.pop("data_seed")
+        return values

@@ -1,0 +1,92 @@
+"""Parts that several models are built from: scaling of data, residual blocks, perceptrons."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.spaces import ImageSpace, PointSpace, Space
+
+
+class Scale(nn.Module):
+    """Turns data into what a network reads, centred and of unit size.
+
+    Integer images become floats in -1 .. 1 (palette images: one channel a colour, since the levels have no order);
+    points are standardised with the centre and scale of their space.
+    """
+
+    center: Tensor
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+        if isinstance(space, PointSpace):
+            self.register_buffer("center", torch.tensor(space.center or (0.0,) * space.dim), persistent=False)
+
+    @property
+    def n_channels(self) -> int:
+        """Channels (images) or coordinates (points) of the result."""
+        if isinstance(self.space, PointSpace):
+            return self.space.dim
+        return self.space.levels if self.space.palette else self.space.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) or points (N, dim), in data units -> float32, (N, n_channels, ...)."""
+        if isinstance(self.space, PointSpace):
+            return (x - self.center) / self.space.scale
+        if self.space.palette:
+            return F.one_hot(x.squeeze(1).long(), self.space.levels).movedim(-1, 1).float()
+        return x.float() * (2 / (self.space.levels - 1)) - 1
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """The datum nearest to a network's float output: the inverse of `forward`, images rounded and clamped."""
+        if isinstance(self.space, PointSpace):
+            return y.float() * self.space.scale + self.center
+        if self.space.palette:
+            return as_levels(y.argmax(1, keepdim=True), self.space)
+        return as_levels((y.float() + 1) * ((self.space.levels - 1) / 2), self.space)
+
+
+def as_levels(x: Tensor, space: ImageSpace) -> Tensor:
+    """Rounds and clamps to the levels of a space, in the integer dtype that images are stored in."""
+    return x.round().clamp(0, space.levels - 1).to(torch.uint8 if space.levels <= 256 else torch.int32)
+
+
+def pyramid(height: int, width: int, smallest: int = 4) -> list[tuple[int, int]]:
+    """Image sizes from the full one, halved (rounding up) until no side is above `smallest`."""
+    sizes = [(height, width)]
+    while max(sizes[-1]) > smallest:
+        h, w = sizes[-1]
+        sizes.append(((h + 1) // 2, (w + 1) // 2))
+    return sizes
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(act(conv(act(x)))), the second convolution starting at zero so that a deep stack starts as identity.
+
+    Arguments:
+        channels: In and out.
+        dropout: Share of channels dropped between the convolutions.
+    """
+
+    def __init__(self, channels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) -> the same."""
+        h = self.conv1(F.silu(x))
+        h = F.dropout2d(F.silu(h), self.dropout, self.training)
+        return x + self.conv2(h)
+
+
+def mlp(n_in: int, hidden: int, n_layers: int, n_out: int) -> nn.Sequential:
+    """A perceptron with `n_layers` hidden layers of SiLU units."""
+    layers: list[nn.Module] = []
+    for i in range(n_layers):
+        layers += [nn.Linear(n_in if i == 0 else hidden, hidden), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden, n_out))

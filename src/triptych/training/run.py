@@ -1,0 +1,129 @@
+"""A run folder: what was trained, on what, how; and reading it back."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import triptych
+from triptych.config import TrainConfig
+from triptych.data.dataset import Dataset
+from triptych.errors import InputError
+from triptych.models.base import GenerativeModel
+from triptych.models.registry import create_model
+from triptych.spaces import space_from_dict, space_to_dict
+from triptych.training.files import read_json, read_weights
+
+FORMAT = 1
+COMPARED = ("format", "model", "options", "space", "n_classes", "train", "data")
+"""Parts of config.json that a resumed run must share with the one it goes on from."""
+
+
+def run_config(
+    model: str, options: Mapping[str, Any], n_classes: int, data: Dataset, train: TrainConfig
+) -> dict[str, Any]:
+    """What config.json holds: everything that decides the result, and what else a reader wants to know."""
+    return {
+        "format": FORMAT,
+        "model": model,
+        "options": dict(options),
+        "space": space_to_dict(data.space),
+        "n_classes": n_classes,
+        "class_names": list(data.class_names or ()),
+        "train": train.to_dict(),
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "checksum": data.checksum,
+            **{f"n_{name}": len(split) for name, split in data.splits.items()},
+        },
+        "environment": environment(),
+    }
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware, in the order a reader wants them."""
+    facts = {"triptych": triptych.__version__, "python": platform.python_version()}
+    facts |= {name: metadata.version(name) for name in ("torch", "numpy", "lightning-fabric", "scikit-learn")}
+    facts["system"] = f"{platform.system()} {platform.release()}, {platform.machine()}"
+    facts["processor"] = f"{_processor()}, {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    if commit.returncode == 0:
+        facts["git commit"] = commit.stdout.strip()
+    return facts
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown processor"
+
+
+def first_difference(saved: Any, given: Any, path: str = "") -> str | None:
+    """Names the first field in which two configurations differ, with both values; None if they are equal."""
+    if isinstance(saved, dict) and isinstance(given, dict):
+        for key in [*given, *(key for key in saved if key not in given)]:
+            found = first_difference(saved.get(key), given.get(key), f"{path}.{key}" if path else key)
+            if found:
+                return found
+        return None
+    if isinstance(saved, list | tuple) and isinstance(given, list | tuple):
+        saved, given = list(saved), list(given)
+    return None if saved == given else f"{path} was {saved!r} and is now {given!r}"
+
+
+def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
+    """Refuses to resume a run with another configuration or other data.
+
+    Raises:
+        InputError: Naming the first field that differs.
+    """
+    # The checksum says whether the data is the same; where it was read from may change.
+    parts = []
+    for config in (saved, given):
+        part = {key: config.get(key) for key in COMPARED}
+        part["data"] = {key: value for key, value in (part["data"] or {}).items() if key not in ("source", "name")}
+        parts.append(part)
+    difference = first_difference(*parts)
+    if difference:
+        raise InputError(f"{folder} cannot be resumed: {difference}. Give the same settings, or another --out.")
+
+
+def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
+    """The trained model of a run folder, in evaluation mode on the CPU, and its config.json.
+
+    Raises:
+        InputError: If the folder is missing or incomplete, or was written by another version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"There is no run folder {str(folder)!r}.")
+    config = read_json(folder / "config.json")
+    try:
+        if config["format"] != FORMAT:
+            raise InputError(f"{folder}/config.json has format {config['format']}; this version reads {FORMAT}.")
+        model = create_model(
+            config["model"], space_from_dict(config["space"]), n_classes=config["n_classes"], **config["options"]
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{folder}/config.json is not the configuration of a run ({error!r}).") from None
+    state = read_weights(folder / "model.safetensors")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise InputError(f"{folder}/model.safetensors does not fit config.json: {first}") from None
+    return model.eval(), config

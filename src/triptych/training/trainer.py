@@ -1,0 +1,530 @@
+"""One loop for every model: the phases in turn, each with its own optimiser, under one budget.
+
+The loop alone owns optimisers, freezing, the moving average, precision, devices, the log and the checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+from torch import Tensor
+
+from triptych.config import Budget, TrainConfig
+from triptych.data.dataset import Dataset
+from triptych.data.pictures import save_items
+from triptych.errors import InputError, TrainingStopped
+from triptych.models.base import ApproximateDensity, Estimated, GenerativeModel, Phase, TractableDensity
+from triptych.training.files import Records, read_checkpoint, write_checkpoint, write_weights
+from triptych.training.progress import TrainingProgress, duration
+from triptych.training.stream import BatchStream
+
+FILM_AT = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""Shares of the budget after which samples are drawn; training shows most of its change early."""
+FILM_ITEMS = 16
+EndReason = Literal["budget", "no improvement", "converged"]
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a training ended."""
+
+    reason: EndReason
+    steps: int
+    """Cycles through the phases (EM iterations of an estimated model)."""
+    n_images_seen: int
+    seconds: float
+    """Wall-clock seconds, validation and sample grids included."""
+    best_step: int | None = None
+    """Step of the saved weights, where validation chose them."""
+    best_nll: float | None = None
+    """Negative log-likelihood (or bound) on the validation items at that step, nats per item."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run will take, from a few trial steps."""
+
+    seconds_per_step: float
+    memory_bytes: int
+    disk_bytes: int
+    n_parameters: int
+
+    def describe(self, budget: Budget, batch_size: int, images_per_step: int) -> str:
+        """The estimate in a sentence."""
+        if budget.unit == "seconds":
+            plan = f"about {max(1, budget.amount / self.seconds_per_step):,.0f} steps in {duration(budget.amount)}"
+        else:
+            steps = budget.amount if budget.unit == "steps" else budget.amount / images_per_step
+            plan = f"about {duration(steps * self.seconds_per_step)} for {steps:,.0f} steps"
+        return (
+            f"{self.n_parameters:,} parameters; {plan} ({self.seconds_per_step * 1000:.3g} ms a step, batch"
+            f" {batch_size}), {self.memory_bytes / 2**30:.1f} GiB of memory, {self.disk_bytes / 2**20:.0f} MiB on disk"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a setting 'auto', 'cpu' or 'cuda'.
+
+    Raises:
+        InputError: If cuda is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda' but PyTorch sees no CUDA device; use --device cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Trainer:
+    """Trains one model on one data set in one folder.
+
+    Arguments:
+        model: Untrained, on the CPU.
+        dataset: Its `train` split is learnt, its `valid` split chooses.
+        config: How.
+        folder: Run folder; metrics.jsonl, checkpoint.pt, model.safetensors and samples/ are written there.
+        console: Where to show progress; None for silence.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        dataset: Dataset,
+        config: TrainConfig,
+        folder: Path,
+        console: Console | None = None,
+    ) -> None:
+        self.dataset, self.config, self.folder, self.console = dataset, config, folder, console
+        self.budget = Budget.parse(config.budget)
+        self.checkpoint_every = Budget.parse(config.checkpoint_every)
+        device = choose_device(config.device)
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.precision = "32" if config.precision == "32" or (config.precision == "auto" and not has_bf16) else "bf16"
+        precision: Literal["32-true", "bf16-mixed"] = "32-true" if self.precision == "32" else "bf16-mixed"
+        self.fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
+        self.fabric.launch()
+        self.model = model.to(self.fabric.device)
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.phases = self.model.phases()
+        self.stream = self._new_stream()
+        self.noise = torch.Generator(self.fabric.device).manual_seed(config.seed)
+        self.step, self.seconds_before = 0, 0.0
+        self.start_time = self.checkpoint_time = time.perf_counter()
+        self.pause_until = 0.0
+        self.best: dict[str, Any] | None = None
+        self.waited = 0
+        self.n_validations = self.n_films = 0
+        self.last_checkpoint_step = 0
+        self.sums: dict[str, Any] = {}
+        """Sums of the terms since the last record in metrics.jsonl, over `since` steps."""
+        self.since = 0
+        self.metrics_bytes = 0
+        self.interrupted = False
+
+    # ---- what a step is
+
+    def _new_stream(self) -> BatchStream:
+        return BatchStream(
+            self.dataset.train,
+            self.config.batch_size,
+            seed=self.config.seed,
+            device=self.fabric.device,
+            use_labels=self.model.n_classes > 0,
+        )
+
+    def _optimizer(self, phase: Phase) -> torch.optim.AdamW:
+        return torch.optim.AdamW(
+            phase.parameters,
+            lr=self.config.learning_rate or phase.learning_rate,
+            betas=phase.betas,
+            weight_decay=phase.weight_decay,
+            fused=True,
+        )
+
+    def _cycle(
+        self, model: Any, phases: tuple[Phase, ...], optimizers: list[Any], stream: BatchStream, noise: torch.Generator
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Every phase once: the algorithm itself. Returns the terms to log, and the sum of all losses."""
+        terms: dict[str, Tensor] = {}
+        total = torch.zeros((), device=self.fabric.device)
+        for phase, optimizer in zip(phases, optimizers, strict=True):
+            if len(phases) > 1:
+                model.requires_grad_(False)
+                for parameter in phase.parameters:
+                    parameter.requires_grad_(True)
+            for _ in range(phase.steps):
+                loss = model.loss(stream.next(), phase.name, generator=noise)
+                optimizer.zero_grad(set_to_none=True)
+                self.fabric.backward(loss.total)
+                if self.config.clip_norm:
+                    norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
+                    terms[f"gradient_norm/{phase.name}"] = norm
+                optimizer.step()
+                total += loss.total.detach()
+            terms |= {f"{phase.name}/{name}": value for name, value in loss.terms.items()}
+        return terms, total
+
+    def _set_learning_rates(self, optimizers: list[Any], progress: float) -> dict[str, float]:
+        rates = {}
+        rise = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        for phase, optimizer in zip(self.phases, optimizers, strict=True):
+            start = self.config.learning_rate or phase.learning_rate
+            rates[f"learning_rate/{phase.name}"] = rate = start * rise * (fall if phase.schedule == "cosine" else 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        return rates
+
+    def _update_ema(self) -> None:
+        # The decay rises with the steps, or the first weights would weigh on a short training to its end.
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._ema_parameters, self._parameters, 1 - decay)
+            for average, current in self._buffers:
+                average.copy_(current)
+
+    # ---- what it will cost
+
+    def estimate_cost(self, trial_steps: int = 2) -> Cost:
+        """Time, memory and disk of the run, from trial steps on a copy of the model; changes nothing of the run."""
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        with torch.random.fork_rng():
+            copied = copy.deepcopy(self.model).train()
+            phases = copied.phases()
+            optimizers = [self._optimizer(phase) for phase in phases]
+            stream, noise = self._new_stream(), torch.Generator(self.fabric.device).manual_seed(0)
+            with self.fabric.autocast():
+                self._cycle(copied, phases, optimizers, stream, noise)  # The first one allocates and warms up.
+                self._synchronize()
+                start = time.perf_counter()
+                for _ in range(trial_steps):
+                    self._cycle(copied, phases, optimizers, stream, noise)
+                self._synchronize()
+        seconds = (time.perf_counter() - start) / trial_steps
+        if self.fabric.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated()
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        # Checkpoint: weights, their average, the best ones and Adam's two moments; and model.safetensors.
+        return Cost(seconds, memory, 6 * 4 * n_parameters, n_parameters)
+
+    def _synchronize(self) -> None:
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    # ---- the run
+
+    def fit(self, *, resume: bool = False) -> Summary:
+        """Trains until the budget is spent, or validation stops improving; leaves the chosen weights in `self.ema`.
+
+        Arguments:
+            resume: Go on from checkpoint.pt instead of starting anew.
+        Raises:
+            TrainingStopped: If a loss is no longer finite, or on Ctrl-C; the last good checkpoint stands.
+            InputError: If there is no usable checkpoint to resume from.
+        """
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        if isinstance(self.model, Estimated):
+            return self._estimate(self.model)
+        self.model.train()
+        optimizers: list[Any] = [self._optimizer(phase) for phase in self.phases]
+        wrapped, *optimizers = self.fabric.setup(self.model, *optimizers)
+        wrapped.mark_forward_method("loss")
+        self._parameters, self._ema_parameters = list(self.model.parameters()), list(self.ema.parameters())
+        self._buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
+        if resume:
+            self._restore(optimizers)
+        records = Records(self.folder / "metrics.jsonl", self.metrics_bytes)
+        self.start_time = self.checkpoint_time = time.perf_counter()
+        try:
+            with TrainingProgress(self.folder.name, self.console, self._progress()) as bar, self._catch_signals():
+                if not resume:
+                    self._film(records, 0.0)
+                    self._save(optimizers, records)
+                reason = self._loop(wrapped, optimizers, records, bar)
+            self._save(optimizers, records, finished=True)
+            summary = self._finish(reason)
+            self._film(records, 1.0)
+            records.append({**self._where(), "event": "finished", "reason": reason, "best_step": summary.best_step})
+            records.flush()
+        finally:
+            records.close()
+            self.model.requires_grad_(True)
+        return summary
+
+    @contextmanager
+    def _catch_signals(self) -> Iterator[None]:
+        """Within, Ctrl-C and SIGTERM let the running step end and be saved; a second one takes effect at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: object) -> None:
+            self.interrupted = True
+            restore()
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            restore()
+
+    def _loop(self, wrapped: Any, optimizers: list[Any], records: Records, bar: TrainingProgress) -> EndReason:
+        while (progress := self._progress()) < 1:
+            rates = self._set_learning_rates(optimizers, progress)
+            terms, total = self._cycle(wrapped, self.phases, optimizers, self.stream, self.noise)
+            self.step += 1
+            self._update_ema()
+            self.sums["total"] = self.sums.get("total", 0.0) + total
+            for name, value in terms.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+            self.since += 1
+            progress = self._progress()
+            validate, film = self._validation_due(progress), self._film_due(progress)
+            if self.step % self.config.log_every == 0 or validate or film or progress >= 1:
+                means = self._means()
+                records.append({**self._where(), **means, **rates})
+                bar.update(progress, self.step, {k: v for k, v in means.items() if not k.startswith("gradient_norm/")})
+                self.sums, self.since = {}, 0
+            if film:
+                self._film(records, progress)
+            if validate and not self._validate(records, progress):
+                return "no improvement"
+            if self._checkpoint_due():
+                self._save(optimizers, records)
+            if self.interrupted:
+                self._save(optimizers, records)
+                raise TrainingStopped(
+                    f"Interrupted after step {self.step}, which is saved. Go on with --resume {self.folder}"
+                )
+        return "budget"
+
+    def _means(self) -> dict[str, float]:
+        """Means of the terms since the last record.
+
+        Raises:
+            TrainingStopped: If one is not finite.
+        """
+        means = {name: float(value) / max(1, self.since) for name, value in self.sums.items()}
+        bad = [name for name, value in means.items() if not math.isfinite(value) and name != "total"]
+        if bad or not math.isfinite(means.pop("total", 0.0)):
+            raise TrainingStopped(
+                f"{bad[0] if bad else 'The loss'} is no longer finite at step {self.step}; the last good checkpoint,"
+                f" of step {self.last_checkpoint_step}, stands in {self.folder}. Train again with a lower"
+                " --learning-rate."
+            )
+        return means
+
+    def _where(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "n_images_seen": self.stream.position,
+            "elapsed_seconds": round(self._seconds(), 3),
+        }
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.start_time
+
+    def _progress(self) -> float:
+        return self.budget.progress(seconds=self._seconds(), steps=self.step, images=self.stream.position)
+
+    # ---- what happens now and then
+
+    def _validation_due(self, progress: float) -> bool:
+        if not self.config.validations or not isinstance(self.model, TractableDensity | ApproximateDensity):
+            return False
+        if progress >= 1:
+            return True
+        on_time = progress >= (self.n_validations + 1) / self.config.validations
+        return on_time and (self.budget.unit != "seconds" or self._seconds() >= self.pause_until)
+
+    def _film_due(self, progress: float) -> bool:
+        on_time = self.n_films < len(FILM_AT) and progress >= FILM_AT[self.n_films]
+        return on_time and (self.budget.unit != "seconds" or self._seconds() >= self.pause_until)
+
+    def _checkpoint_due(self) -> bool:
+        if self.checkpoint_every.unit == "steps":
+            return self.step - self.last_checkpoint_step >= self.checkpoint_every.amount
+        return time.perf_counter() - self.checkpoint_time >= self.checkpoint_every.amount
+
+    def _spent(self, start: float) -> None:
+        """Under a clock, work beside the training may take an eighth of the time: the next must wait."""
+        self.pause_until = max(self.pause_until, self._seconds() + 7 * (time.perf_counter() - start))
+
+    def _film(self, records: Records, progress: float) -> None:
+        """Draws samples with the averaged weights, the same noise each time, and saves them as picture and array."""
+        start = time.perf_counter()
+        while self.n_films < len(FILM_AT) and progress >= FILM_AT[self.n_films]:
+            self.n_films += 1
+        noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed + 1)
+        n_classes = self.ema.n_classes
+        labels = torch.arange(FILM_ITEMS, device=self.fabric.device) % n_classes if n_classes else None
+        with torch.no_grad(), self.fabric.autocast():
+            items = self.ema.sample(FILM_ITEMS, labels=labels, generator=noise).cpu().numpy()
+        stem = self.folder / "samples" / f"step-{self.step:08d}"
+        np.save(stem.with_suffix(".npy"), items)
+        save_items(items, self.dataset.space, stem.with_suffix(".png"))
+        records.append({**self._where(), "event": "samples", "file": f"samples/{stem.name}.npy"})
+        self._spent(start)
+
+    def _validate(self, records: Records, progress: float) -> bool:
+        """Scores the validation items with the averaged weights and keeps the best; False when it is time to end."""
+        start = time.perf_counter()
+        while (
+            self.n_validations < self.config.validations
+            and progress >= (self.n_validations + 1) / self.config.validations
+        ):
+            self.n_validations += 1
+        nll = self.validation_nll(self.ema)
+        unit = "nats_per_image" if self.ema.measure == "discrete" else "nats_per_point"
+        records.append({**self._where(), f"valid/nll_{unit}": nll})
+        if self.best is None or nll < self.best["nll"]:
+            state = {name: tensor.clone() for name, tensor in self.ema.state_dict().items()}
+            self.best, self.waited = {"nll": nll, "step": self.step, "state": state}, 0
+        else:
+            self.waited += 1
+        self._spent(start)
+        return not (self.config.patience and self.waited >= self.config.patience)
+
+    @torch.no_grad()
+    def validation_nll(self, model: GenerativeModel) -> float:
+        """Mean negative log-likelihood, or negative bound, of the validation items, in nats per item.
+
+        The items and the noise are the same every time, so that values compare.
+        """
+        split = self.dataset.valid
+        chosen = np.random.Generator(np.random.PCG64(self.config.seed)).permutation(len(split))
+        chosen = np.sort(chosen[: self.config.validation_items])
+        noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
+        total = 0.0
+        for start in range(0, len(chosen), 256):
+            items, labels = split.read(chosen[start : start + 256])
+            x = torch.from_numpy(items).to(self.fabric.device)
+            y = torch.from_numpy(labels).to(self.fabric.device) if labels is not None and model.n_classes else None
+            with self.fabric.autocast():
+                if isinstance(model, ApproximateDensity):
+                    nats = model.elbo(x, labels=y, generator=noise)
+                elif isinstance(model, TractableDensity):
+                    nats = model.log_prob(x, y)
+                else:
+                    raise TypeError(f"{type(model).__name__} has no likelihood to validate.")
+            total -= float(nats.double().sum())
+        return total / len(chosen)
+
+    # ---- checkpoints
+
+    def _save(self, optimizers: list[Any], records: Records, finished: bool = False) -> None:
+        if any(not math.isfinite(float(value)) for value in self.sums.values()):
+            return  # The last good checkpoint must stand; the next record says what went wrong.
+        write_checkpoint(
+            self.folder / "checkpoint.pt",
+            {
+                "format": CHECKPOINT_FORMAT,
+                "finished": finished,
+                "step": self.step,
+                "position": self.stream.position,
+                "seconds": self._seconds(),
+                "model": self.model.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                "noise": self.noise.get_state(),
+                "torch_rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
+                "best": self.best,
+                "waited": self.waited,
+                "n_validations": self.n_validations,
+                "n_films": self.n_films,
+                "sums": self.sums,
+                "since": self.since,
+                "metrics_bytes": records.flush(),
+            },
+        )
+        self.last_checkpoint_step, self.checkpoint_time = self.step, time.perf_counter()
+        write_weights(self.folder / "model.safetensors", self.best["state"] if self.best else self.ema.state_dict())
+
+    def _restore(self, optimizers: list[Any]) -> None:
+        path = self.folder / "checkpoint.pt"
+        saved = read_checkpoint(path)
+        if saved.get("format") != CHECKPOINT_FORMAT:
+            raise InputError(f"{path} has format {saved.get('format')}; this version reads {CHECKPOINT_FORMAT}.")
+        self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
+        self.start_time = time.perf_counter()
+        self.model.load_state_dict(saved["model"])
+        self.ema.load_state_dict(saved["ema"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.noise.set_state(saved["noise"])
+        torch.set_rng_state(saved["torch_rng"])
+        if saved["cuda_rng"]:
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        self.best, self.waited = saved["best"], saved["waited"]
+        self.n_validations, self.n_films = saved["n_validations"], saved["n_films"]
+        self.sums, self.since, self.metrics_bytes = saved["sums"], saved["since"], saved["metrics_bytes"]
+        self.last_checkpoint_step = self.step
+
+    def _finish(self, reason: EndReason) -> Summary:
+        if self.best is not None:
+            self.ema.load_state_dict(self.best["state"])
+        return Summary(
+            reason,
+            self.step,
+            self.stream.position,
+            self._seconds(),
+            self.best["step"] if self.best else None,
+            self.best["nll"] if self.best else None,
+        )
+
+    # ---- models that an algorithm of their own estimates
+
+    def _estimate(self, model: Any) -> Summary:
+        """Runs the model's own algorithm on the training data until it converges or the budget is spent."""
+        split = self.dataset.train
+        order = np.random.Generator(np.random.PCG64(self.config.seed)).permutation(len(split))
+        items, labels = split.read(np.sort(order[: model.max_items]))
+        x, y = torch.from_numpy(items), None if labels is None else torch.from_numpy(labels)
+        records = Records(self.folder / "metrics.jsonl")
+        self.start_time = time.perf_counter()
+        reason: EndReason = "converged"
+        model.cpu()
+        try:
+            with TrainingProgress(self.folder.name, self.console) as bar:
+                for terms in model.estimate(x, y, generator=torch.Generator().manual_seed(self.config.seed)):
+                    self.step += 1
+                    self.stream.position += len(x)
+                    progress = self._progress()
+                    records.append({**self._where(), **{f"estimation/{name}": value for name, value in terms.items()}})
+                    bar.update(progress, self.step, terms)
+                    if progress >= 1:
+                        reason = "budget"
+                        break
+            self.ema.load_state_dict(model.state_dict())
+            nll = self.validation_nll(self.ema)
+            unit = "nats_per_image" if model.measure == "discrete" else "nats_per_point"
+            records.append({**self._where(), f"valid/nll_{unit}": nll})
+            self._film(records, 1.0)
+            records.append({**self._where(), "event": "finished", "reason": reason, "best_step": self.step})
+            records.flush()
+        finally:
+            records.close()
+        write_weights(self.folder / "model.safetensors", self.ema.state_dict())
+        return Summary(reason, self.step, self.stream.position, self._seconds(), self.step, nll)
