@@ -195,7 +195,8 @@ class TestEveryModel:
             return
         noise = torch.Generator()
         draws = [
-            model.sample(8, labels=torch.full((8,), y), generator=noise.manual_seed(0)).float() for y in range(n_classes)
+            model.sample(8, labels=torch.full((8,), y), generator=noise.manual_seed(0)).float()
+            for y in range(n_classes)
         ]
         assert not torch.equal(draws[0], draws[1]), "the label must matter to draws"
         for wrong in (torch.full((2,), n_classes), torch.full((2,), -1), torch.zeros(3, dtype=torch.int64)):

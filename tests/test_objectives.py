@@ -17,7 +17,9 @@ def parameters(k: int, seed: int = 0, spread: float = 3.0) -> torch.Tensor:
 @pytest.mark.parametrize("spread", [0.1, 3.0, 30.0])
 def test_logistic_mixture_sums_to_one_over_the_levels(levels: int, spread: float) -> None:
     x = torch.arange(levels).reshape(levels, 1, 1, 1)
-    log_p = pixel_likelihoods.logistic_mixture_log_prob(parameters(15, spread=spread).expand(levels, -1, -1, -1, -1), x, levels)
+    log_p = pixel_likelihoods.logistic_mixture_log_prob(
+        parameters(15, spread=spread).expand(levels, -1, -1, -1, -1), x, levels
+    )
     assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-5)
 
 

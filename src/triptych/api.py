@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset, Split, merged
@@ -20,10 +22,11 @@ from triptych.errors import InputError, nearest_name
 from triptych.evaluation.evaluate import Evaluation
 from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.likelihood import evaluate_likelihood
+from triptych.files import write_text
 from triptych.models.base import GenerativeModel, Likelihood
 from triptych.models.registry import create_model, find_models, model_options
 from triptych.spaces import ImageSpace
-from triptych.training.files import read_json, write_atomically, write_json
+from triptych.training.files import read_json, write_json
 from triptych.training.run import check_same, read_run, run_config
 
 __all__ = [
@@ -278,7 +281,7 @@ def write_scores(likelihood: Likelihood, out: str | Path) -> None:
     out = Path(out)
     if not out.parent.is_dir():
         raise InputError(f"{out}: the folder {str(out.parent)!r} does not exist.")
-    write_atomically(out, lambda temporary: temporary.write_text("\n".join(lines) + "\n", encoding="utf-8"))
+    write_text(out, "\n".join(lines) + "\n")
 
 
 def evaluate(
@@ -322,26 +325,30 @@ def evaluate(
             raise InputError(
                 f"{dataset.name!r} holds {dataset.space}; {first} models {next(iter(models.values())).space}."
             )
-    return evaluate_models(models, dataset, n_importance=n_importance, seed=seed, progress=teller(verbose))
+    with telling(verbose) as tell:
+        return evaluate_models(models, dataset, n_importance=n_importance, seed=seed, progress=tell)
 
 
-def teller(verbose: bool) -> Callable[[str], None] | None:
-    """A function that shows a line of progress, or None for silence.
+@contextmanager
+def telling(verbose: bool) -> Iterator[Callable[[str], None] | None]:
+    """A function that shows what is being measured, or None for silence.
 
-    On a terminal the line replaces the one before; elsewhere only a new subject (what stands before a colon) is told.
+    On a terminal one line follows the work; elsewhere only a new subject (what stands before a colon) is told.
     """
-    if not verbose:
-        return None
     console = Console(stderr=True)
-    last = ""
+    if not verbose:
+        yield None
+    elif console.is_terminal:
+        with console.status("measuring") as status:
+            yield lambda text: status.update(f"measuring {escape(text)}")
+    else:
+        last = ""
 
-    def tell(text: str) -> None:
-        nonlocal last
-        subject = text.partition(":")[0]
-        if console.is_terminal:
-            console.print(f"\r\x1b[2Kmeasuring {text}", end="", markup=False, highlight=False, soft_wrap=True)
-        elif subject != last:
-            console.print(f"measuring {subject}", markup=False, highlight=False, soft_wrap=True)
-        last = subject
+        def tell(text: str) -> None:
+            nonlocal last
+            subject = text.partition(":")[0]
+            if subject != last:
+                console.print(f"measuring {subject}", markup=False, highlight=False, soft_wrap=True)
+            last = subject
 
-    return tell
+        yield tell

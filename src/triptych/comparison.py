@@ -100,9 +100,8 @@ def compare(
             **config.to_dict(),
             **options.get(name, {}),
         )
-    evaluation = evaluate_models(
-        trained, data, n_importance=n_importance, seed=config.seed, progress=api.teller(verbose)
-    )
+    with api.telling(verbose) as tell:
+        evaluation = evaluate_models(trained, data, n_importance=n_importance, seed=config.seed, progress=tell)
     command = command or _python_command(data, names, config)
     content = _content(evaluation, data, folder, config, command)
     write_table(evaluation.table, folder)

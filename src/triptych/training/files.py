@@ -1,10 +1,9 @@
-"""Files of a run folder, written so that a crash at any moment leaves the old file or the new one, never a torn one."""
+"""The files of a run folder: settings, weights, checkpoints and records."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +12,12 @@ import torch
 from torch import Tensor
 
 from triptych.errors import InputError
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path beside `path`, then fsyncs and renames it into place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    # The rename itself is durable only once the folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+from triptych.files import write_atomically, write_text
 
 
 def write_json(path: Path, values: Any) -> None:
     """Writes plain values as JSON, atomically."""
-    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

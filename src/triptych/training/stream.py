@@ -37,8 +37,8 @@ class BatchStream:
 
     def _order_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
-            generator = torch.Generator().manual_seed((self.seed << 32) + epoch)
-            self._epoch, self._order = epoch, torch.randperm(len(self.split), generator=generator)
+            order = np.random.Generator(np.random.PCG64([self.seed, epoch])).permutation(len(self.split))
+            self._epoch, self._order = epoch, torch.from_numpy(order)
         return self._order
 
     def next(self) -> Batch:

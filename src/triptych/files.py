@@ -1,0 +1,31 @@
+"""Writing a file whole or not at all: after a crash at any moment there is the old file or the new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Calls `write` with a temporary path beside `path`, then fsyncs and renames it into place; makes folders as needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    # The rename itself is durable only once the folder is.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically. What UTF-8 cannot hold (odd bytes of a file name) becomes a question mark."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))

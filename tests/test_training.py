@@ -1,0 +1,421 @@
+"""One loop for all: budgets, phases, checkpoints, resume, and what happens when things go wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.config import Budget, DataConfig, TrainConfig
+from triptych.data.dataset import Dataset, Split
+from triptych.errors import InputError, TrainingStopped
+from triptych.files import write_atomically
+from triptych.models.base import GenerativeModel
+from triptych.models.registry import create_model
+from triptych.training import files
+from triptych.training.run import first_difference
+from triptych.training.stream import BatchStream
+from triptych.training.trainer import Trainer
+
+SMALL: dict[str, dict[str, Any]] = {
+    "pixel_cnn": {"hidden": 8, "n_blocks": 1, "kernel_size": 3},
+    "vae": {"hidden": 8, "n_latents": 4, "dropout": 0.2},
+    "gan": {"hidden": 8, "critic_steps": 2},
+    "gaussian_mixture": {"n_components": 3},
+}
+
+
+def trainer(name: str, data: Dataset, folder: Path, *, n_classes: int = 0, **settings: Any) -> Trainer:
+    config = TrainConfig(**{"budget": "24steps", "validations": 4, "log_every": 5, "batch_size": 16, **settings})
+    torch.manual_seed(config.seed)
+    return Trainer(create_model(name, data.space, n_classes=n_classes, **SMALL[name]), data, config, folder)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return files.Records.read(folder / "metrics.jsonl")
+
+
+def without_clock(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "elapsed_seconds"} for record in items]
+
+
+class TestBudget:
+    @pytest.mark.parametrize(
+        ("text", "unit", "amount"),
+        [
+            ("90s", "seconds", 90),
+            ("10m", "seconds", 600),
+            ("1.5h", "seconds", 5400),
+            ("5000", "steps", 5000),
+            ("5000steps", "steps", 5000),
+            ("1step", "steps", 1),
+            ("200kimages", "images", 200_000),
+            ("3_000 images", "images", 3000),
+        ],
+    )
+    def test_is_read(self, text: str, unit: str, amount: float) -> None:
+        assert Budget.parse(text) == Budget(unit, amount)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize(
+        "text", ["0", "0s", "-5s", "", "s", "ten minutes", "1e9999s", "5 apples", "0.5steps", "3km", "1..2s"]
+    )
+    def test_is_refused_in_one_line(self, text: str) -> None:
+        with pytest.raises(InputError, match="Budget") as error:
+            Budget.parse(text)
+        assert "\n" not in str(error.value)
+
+    def test_ends_the_training(self, tiny: Dataset, tmp_path: Path) -> None:
+        summary = trainer("vae", tiny, tmp_path / "a", budget="7steps").fit()
+        assert (summary.steps, summary.n_images_seen, summary.reason) == (7, 7 * 16, "budget")
+        summary = trainer("gan", tiny, tmp_path / "b", budget="96images").fit()
+        assert (summary.steps, summary.n_images_seen) == (2, 96)  # a cycle is 3 batches of 16
+        began = time.perf_counter()
+        summary = trainer("vae", tiny, tmp_path / "c", budget="1s").fit()
+        assert 1 <= summary.seconds <= time.perf_counter() - began < 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"budget": "0"}, "Budget"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"seed": -1}, "seed"),
+        ({"device": "tpu"}, "device"),
+        ({"precision": "16"}, "precision"),
+        ({"checkpoint_every": "3images"}, "checkpoint_every"),
+    ],
+)
+def test_bad_settings_are_refused(settings: dict[str, Any], word: str) -> None:
+    with pytest.raises(InputError, match=word):
+        TrainConfig(**settings)
+
+
+def test_data_size_is_read() -> None:
+    assert DataConfig(size="32").to_arguments()["size"] == (32, 32)
+    assert DataConfig(size="20x30").to_arguments()["size"] == (20, 30)
+    with pytest.raises(InputError, match="--size"):
+        DataConfig(size="big").to_arguments()
+
+
+class TestStream:
+    def stream(self, n: int = 10, batch: int = 4, position: int = 0, items: Any = None, seed: int = 1) -> BatchStream:
+        data = np.arange(n, dtype=np.float32)[:, None] if items is None else items
+        split = Split(data, np.arange(n))
+        return BatchStream(split, batch, seed=seed, device=torch.device("cpu"), use_labels=True, position=position)
+
+    def test_every_epoch_holds_every_item_once(self) -> None:
+        stream = self.stream()
+        drawn = torch.cat([stream.next().x for _ in range(10)]).flatten().tolist()
+        for epoch in range(4):
+            assert sorted(drawn[10 * epoch : 10 * epoch + 10]) == list(range(10))
+        assert drawn[:10] != drawn[10:20]
+
+    def test_labels_stay_with_their_items(self) -> None:
+        batch = self.stream().next()
+        assert batch.labels is not None
+        assert batch.x.flatten().tolist() == batch.labels.tolist()
+
+    def test_goes_on_from_any_position(self) -> None:
+        stream = self.stream()
+        for _ in range(3):
+            stream.next()
+        resumed = self.stream(position=stream.position)
+        for _ in range(5):
+            assert torch.equal(stream.next().x, resumed.next().x)
+
+    def test_a_batch_larger_than_the_set_spans_epochs(self) -> None:
+        assert sorted(self.stream(n=3, batch=7).next().x.flatten().tolist())[:1] == [0]
+        assert len(self.stream(n=3, batch=7).next().x) == 7
+
+    def test_lazy_items_give_the_same_batches(self) -> None:
+        class Lazy:
+            def __len__(self) -> int:
+                return 10
+
+            def __getitem__(self, index: np.ndarray) -> np.ndarray:
+                return index.astype(np.float32)[:, None]
+
+        eager, lazy = self.stream(), self.stream(items=Lazy())
+        for _ in range(4):
+            assert torch.equal(eager.next().x, lazy.next().x)
+
+    def test_seeds_differ(self) -> None:
+        assert not torch.equal(self.stream(seed=1).next().x, self.stream(seed=2).next().x)
+
+
+@pytest.mark.parametrize("name", SMALL)
+class TestEveryModel:
+    def test_run_folder_is_whole(self, name: str, tiny: Dataset, tmp_path: Path) -> None:
+        run = trainer(name, tiny, tmp_path)
+        summary = run.fit()
+        assert summary.steps > 0
+        state = files.read_weights(tmp_path / "model.safetensors")
+        assert all(torch.equal(state[key], value) for key, value in run.ema.state_dict().items())
+        lines = records(tmp_path)
+        assert lines[-1]["event"] == "finished"
+        assert all(line["elapsed_seconds"] >= 0 and line["step"] >= 0 for line in lines)
+        films = [line["file"] for line in lines if line.get("event") == "samples"]
+        assert films
+        for film in films:
+            tiny.space.check(np.load(tmp_path / film))
+            assert (tmp_path / film).with_suffix(".png").stat().st_size > 100
+        if name != "gan":
+            nlls = [line["valid/nll_nats_per_image"] for line in lines if "valid/nll_nats_per_image" in line]
+            assert summary.best_nll == min(nlls)
+            assert run.validation_nll(run.ema) == pytest.approx(summary.best_nll, rel=1e-6)
+        assert not list(tmp_path.rglob("*.tmp"))
+
+    def test_the_same_seed_gives_the_same_weights(self, name: str, tiny: Dataset, tmp_path: Path) -> None:
+        states = []
+        for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+            run = trainer(name, tiny, tmp_path / folder, seed=seed)
+            run.fit()
+            states.append(torch.cat([t.flatten().float() for t in run.ema.state_dict().values()]))
+        assert torch.equal(states[0], states[1])
+        assert not torch.equal(states[0], states[2])
+        assert without_clock(records(tmp_path / "a")) == without_clock(records(tmp_path / "b"))
+
+    def test_points_and_labels(self, name: str, tiny_points: Dataset, tmp_path: Path) -> None:
+        if name == "pixel_cnn":
+            return
+        torch.manual_seed(0)
+        options = {key: value for key, value in SMALL[name].items() if key != "dropout"}
+        model = create_model(name, tiny_points.space, n_classes=2, **options)
+        run = Trainer(model, tiny_points, TrainConfig(budget="10steps", validations=2), tmp_path)
+        run.fit()
+        assert run.ema.sample(3, labels=torch.tensor([0, 1, 0])).isfinite().all()
+        assert list((tmp_path / "samples").glob("*.png"))
+
+
+def stop_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has the loop die without a word after so many steps, as a killed process would."""
+    cycle = run._cycle
+
+    def dying(*arguments: Any) -> Any:
+        if run.step == step:
+            raise ZeroDivisionError
+        return cycle(*arguments)
+
+    monkeypatch.setattr(run, "_cycle", dying)
+
+
+@pytest.mark.parametrize("name", ["pixel_cnn", "vae", "gan"])
+def test_a_killed_run_goes_on_bit_for_bit(
+    name: str, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"n_classes": 2, "checkpoint_every": "7steps", "patience": 0}
+    whole = trainer(name, tiny, tmp_path / "whole", **settings)
+    end = whole.fit()
+    for died_at in (0, 9, 20):  # after the checkpoints of steps 0, 7 and 14
+        killed = trainer(name, tiny, tmp_path / "killed", **settings)
+        stop_at(killed, died_at, monkeypatch)
+        with pytest.raises(ZeroDivisionError):
+            killed.fit(resume=(tmp_path / "killed" / "checkpoint.pt").exists())
+    torch.manual_seed(99)  # Nothing may hang on the state of the new process.
+    resumed = trainer(name, tiny, tmp_path / "killed", **settings)
+    torch.rand(3)
+    summary = resumed.fit(resume=True)
+    assert (summary.steps, summary.n_images_seen, summary.best_nll) == (end.steps, end.n_images_seen, end.best_nll)
+    for part in ("model", "ema"):
+        states = getattr(whole, part).state_dict(), getattr(resumed, part).state_dict()
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+    assert without_clock(records(tmp_path / "whole")) == without_clock(records(tmp_path / "killed"))
+
+
+def test_ctrl_c_ends_the_step_and_saves_it(tiny: Dataset, tmp_path: Path) -> None:
+    run = trainer("vae", tiny, tmp_path, budget="100000steps")
+    before = signal.getsignal(signal.SIGINT)
+
+    def press() -> None:
+        while run.step < 5:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    thread.start()
+    with pytest.raises(TrainingStopped, match="--resume"):
+        run.fit()
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before
+    saved = files.read_checkpoint(tmp_path / "checkpoint.pt")
+    assert saved["step"] == run.step >= 5
+    assert saved["position"] == saved["step"] * 16
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_word_and_the_last_good_checkpoint(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer("vae", tiny, tmp_path, budget="40steps", checkpoint_every="4steps", log_every=10)
+    cycle = run._cycle
+
+    def poisoned(*arguments: Any) -> Any:
+        terms, total = cycle(*arguments)
+        if run.step == 17:
+            with torch.no_grad():
+                next(run.model.parameters()).fill_(math.nan)
+        return terms, total
+
+    monkeypatch.setattr(run, "_cycle", poisoned)
+    with pytest.raises(TrainingStopped, match=r"no longer finite at step 20.*learning-rate") as error:
+        run.fit()
+    assert "\n" not in str(error.value)
+    saved = files.read_checkpoint(tmp_path / "checkpoint.pt")
+    assert saved["step"] == 16
+    assert f"step {saved['step']}" in str(error.value)
+    assert all(value.isfinite().all() for part in ("model", "ema") for value in saved[part].values())
+    assert all(value.isfinite().all() for value in files.read_weights(tmp_path / "model.safetensors").values())
+
+
+def test_validation_that_does_not_improve_ends_early_with_the_best_weights(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer("vae", tiny, tmp_path, budget="100steps", validations=50, patience=3)
+    values = iter([5.0, 4.0, 4.5, 4.2, 4.1, 1.0])
+    weights: list[torch.Tensor] = []
+
+    def fake(model: GenerativeModel) -> float:
+        weights.append(next(model.parameters()).clone())
+        return next(values)
+
+    monkeypatch.setattr(run, "validation_nll", fake)
+    summary = run.fit()
+    assert (summary.reason, summary.best_nll, summary.best_step, summary.steps) == ("no improvement", 4.0, 4, 10)
+    assert torch.equal(next(run.ema.parameters()), weights[1])
+
+
+def test_phases_train_only_their_own_parameters(tiny: Dataset, tmp_path: Path) -> None:
+    run = trainer("gan", tiny, tmp_path, clip_norm=0.0)
+    model = run.model
+    seen: list[tuple[str, bool, bool]] = []
+    loss = model.loss
+
+    def watched(batch: Any, phase: str, **kwargs: Any) -> Any:
+        seen.append(
+            (
+                phase,
+                next(model.generator.parameters()).requires_grad,
+                next(model.discriminator.parameters()).requires_grad,
+            )
+        )
+        return loss(batch, phase, **kwargs)
+
+    model.loss = watched  # type: ignore[method-assign]
+    run.fit()
+    cycle = [("discriminator", False, True), ("discriminator", False, True), ("generator", True, False)]
+    assert seen == cycle * 24
+
+
+def test_the_cost_is_estimated_without_touching_the_run(tiny: Dataset, tmp_path: Path) -> None:
+    run = trainer("pixel_cnn", tiny, tmp_path / "a")
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    state = torch.get_rng_state()
+    cost = run.estimate_cost()
+    assert cost.seconds_per_step > 0
+    assert cost.memory_bytes > 2**20
+    assert cost.n_parameters == sum(p.numel() for p in run.model.parameters())
+    assert all(torch.equal(before[key], value) for key, value in run.model.state_dict().items())
+    assert torch.equal(state, torch.get_rng_state())
+    assert run.stream.position == 0
+    assert "steps" in cost.describe(run.budget, 16, 16)
+    run.fit()
+    disk = sum(file.stat().st_size for file in (tmp_path / "a").glob("*.*"))
+    assert disk < 1.5 * cost.disk_bytes + 2**17
+
+
+def test_gradients_are_clipped(tiny: Dataset, tmp_path: Path) -> None:
+    free = trainer("vae", tiny, tmp_path / "free", clip_norm=0.0, budget="5steps")
+    free.fit()
+    assert not any(key.startswith("gradient_norm") for line in records(tmp_path / "free") for key in line)
+    clipped = trainer("vae", tiny, tmp_path / "clipped", clip_norm=1e-6, budget="5steps")
+    norms: list[float] = []
+    setup = clipped.fabric.setup
+
+    def watched(model: Any, *optimizers: Any) -> Any:
+        optimizers[0].register_step_pre_hook(
+            lambda opt, *_: norms.append(
+                math.sqrt(sum(float(p.grad.square().sum()) for g in opt.param_groups for p in g["params"]))
+            )
+        )
+        return setup(model, *optimizers)
+
+    clipped.fabric.setup = watched  # type: ignore[method-assign]
+    clipped.fit()
+    assert len(norms) == 5
+    assert max(norms) <= 1.01e-6
+
+
+def test_cuda_is_refused_where_there_is_none(tiny: Dataset, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        return
+    with pytest.raises(InputError, match="cuda"):
+        trainer("vae", tiny, tmp_path, device="cuda")
+
+
+class TestFiles:
+    def test_a_failed_write_leaves_the_old_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "value.json"
+        files.write_json(path, {"a": 1})
+        with pytest.raises(TypeError):
+            files.write_json(path, {"a": object()})
+
+        def half(temporary: Path) -> None:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            write_atomically(path, half)
+        assert files.read_json(path) == {"a": 1}
+        assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
+
+    @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 torn"])
+    def test_damaged_files_are_told(self, content: bytes, tmp_path: Path) -> None:
+        for name, read in (
+            ("config.json", files.read_json),
+            ("model.safetensors", files.read_weights),
+            ("checkpoint.pt", files.read_checkpoint),
+        ):
+            path = tmp_path / name
+            with pytest.raises(InputError, match=name):
+                read(path)
+            path.write_bytes(content)
+            with pytest.raises(InputError, match=name) as error:
+                read(path)
+            assert "\n" not in str(error.value)
+
+    def test_a_checkpoint_runs_no_code(self, tmp_path: Path) -> None:
+        class Evil:
+            def __reduce__(self) -> Any:
+                return os.system, (f"touch {tmp_path / 'owned'}",)
+
+        torch.save({"format": 1, "model": Evil()}, tmp_path / "checkpoint.pt")
+        with pytest.raises(InputError, match="damaged"):
+            files.read_checkpoint(tmp_path / "checkpoint.pt")
+        assert not (tmp_path / "owned").exists()
+
+    def test_torn_last_line_of_the_records_is_dropped(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
+        assert files.Records.read(path) == [{"step": 1}]
+
+
+def test_first_difference_names_the_field() -> None:
+    saved = {"train": {"seed": 0, "batch_size": 64}, "model": "vae"}
+    assert first_difference(saved, saved) is None
+    assert first_difference(saved, {"train": {"seed": 0, "batch_size": 32}, "model": "vae"}) == (
+        "train.batch_size was 64 and is now 32"
+    )
+    assert first_difference({"size": [8, 8]}, {"size": (8, 8)}) is None
+    assert first_difference({"a": 1}, {}) == "a was 1 and is now None"
