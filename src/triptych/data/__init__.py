@@ -1,0 +1,1 @@
+"""Data sources and what they are read into; `load_data` is the entry."""

@@ -59,6 +59,33 @@ class Split:
         return np.asarray(self.items[index]), None if self.labels is None else self.labels[index]
 
 
+class Joined:
+    """Several items one after the other, read only when asked for."""
+
+    def __init__(self, *parts: Items) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        which = np.searchsorted(self.starts, index, side="right") - 1
+        read = {part: self.parts[part][index[which == part] - self.starts[part]] for part in np.unique(which)}
+        first = next(iter(read.values()), self.parts[0][np.arange(0)])
+        items = np.empty((len(index), *first.shape[1:]), first.dtype)
+        for part, values in read.items():
+            items[which == part] = values
+        return items
+
+
+def merged(*splits: Split) -> Split:
+    """Several splits as one, in order."""
+    labels = [split.labels for split in splits if split.labels is not None]
+    whole = np.concatenate(labels) if len(labels) == len(splits) else None
+    return Split(Joined(*(split.items for split in splits)), whole)
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Three splits of one space. Made by `triptych.load_data`."""
@@ -125,9 +152,9 @@ def checksum_of(*splits: Split, chunk: int = 1024) -> str:
         for start in range(0, len(split), chunk):
             items, labels = split.read(np.arange(start, min(start + chunk, len(split))))
             digest.update(f"{items.shape[1:]} {items.dtype.str}".encode())
-            digest.update(np.ascontiguousarray(items))
+            digest.update(np.ascontiguousarray(items).data)
             if labels is not None:
-                digest.update(np.ascontiguousarray(labels, dtype=np.int64))
+                digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
         digest.update(b"|")
     return digest.hexdigest()
 

@@ -1,0 +1,359 @@
+"""Folders and zips of image files."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from triptych.data.dataset import Items, Split
+from triptych.data.decode import RESIZED, Crop, Picture, Recipe, UnreadableImage, decode
+from triptych.data.levels import level_table
+from triptych.data.parts import Parts, name_labels, subset
+from triptych.data.store import FolderStore, Store, ZipStore
+from triptych.errors import InputError
+from triptych.spaces import ImageSpace
+
+Progress = Callable[[int, int], None]
+"""Called with the number of files read so far and of all files."""
+
+_SPLIT_FOLDERS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}
+LABELS_FILE = "dataset.json"
+
+
+def read_images(
+    path: Path,
+    *,
+    size: tuple[int, int] | None = None,
+    crop: Crop = "center",
+    levels: int | None = None,
+    grey: bool = False,
+    skip_bad: bool = False,
+    memory_limit: int = 2**30,
+    progress: Progress | None = None,
+) -> Parts:
+    """Reads a folder or a zip of images: decodes every file once, to check it and to learn what the set is.
+
+    Arguments:
+        path: The folder or the zip.
+        size, crop, levels, grey, skip_bad: As in `load_data`; `size` is (height, width).
+        memory_limit: Bytes of decoded images that are kept in memory. A larger set is decoded again at each access,
+            with the same result.
+        progress: Called now and then while files are read.
+    Raises:
+        InputError: If there are no images, or some cannot be used; `load_data` says when.
+    """
+    store: Store = FolderStore(path) if path.is_dir() else ZipStore(path)
+    what = repr(str(path))
+    if not store.names:
+        others = f", only {len(store.others)} other files" if store.others else ""
+        raise InputError(f"{what} holds no images{others}; give a folder or a zip of PNG, JPEG, ... files.")
+    order = _arrange(store, what)
+    recipe = Recipe(size, crop, grey)
+    scan = _scan(store, what, recipe, skip_bad, memory_limit, progress)
+
+    kept = np.array(scan.kept)
+    native = 2 if scan.all_one_bit else 256
+    levels = levels or native
+    table = level_table(256, levels)  # one-bit pixels are decoded as 0 and 255
+    space = ImageSpace(scan.channels, *scan.size, levels)
+    names = [store.names[i] for i in kept]
+    items: Items = ImageFiles(store, names, recipe, space, table)
+    if scan.pixels is not None:
+        items = _look_up(table, scan.pixels)
+
+    whole = Split(items, None if order.labels is None else order.labels[kept])
+    part_of = order.parts[kept]
+    splits = {part: subset(whole, np.flatnonzero(part_of == part)) for part in ("train", "valid", "test", "all")}
+    splits = {part: split for part, split in splits.items() if len(split)}
+    if "all" not in splits and "train" not in splits:
+        raise InputError(f"None of the images in the train folder of {what} can be read.")
+
+    found = [f"{len(store.names)} image files, {_counted(scan.modes)}.", *order.found]
+    if n_others := sum(Path(name).name != LABELS_FILE for name in store.others):
+        found.append(f"{n_others} other files were passed over.")
+    if scan.pixels is None:
+        found.append(f"Decoded, they are larger than {memory_limit} bytes, so they are read from the files as needed.")
+    if scan.extremes_only and space.levels == 256:
+        found.append("Every value is 0 or 255: --levels 2 makes the images binary.")
+    repaired = scan.repaired(recipe)
+    if levels != native:
+        repaired.append(f"The {native} levels were brought to {levels}.")
+    name = path.resolve().name if path.is_dir() else path.stem
+    return Parts(name, splits, space, order.class_names, found, repaired)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Images that are decoded when they are read."""
+
+    store: Store
+    names: list[str]
+    recipe: Recipe
+    space: ImageSpace
+    table: np.ndarray
+    """Level that each value 0 .. 255 becomes."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        images = np.empty((len(index), *self.space.shape), self.table.dtype)
+        for place, position in enumerate(index):
+            name = self.names[position]
+            try:
+                pixels = decode(self.store.read(name), name, self.recipe).pixels
+            except UnreadableImage as error:
+                raise InputError(f"{name!r} cannot be read any more ({error}); it was readable at first.") from None
+            if pixels.shape[1:] != self.space.shape[1:] or pixels.shape[0] > self.space.channels:
+                raise InputError(f"{name!r} has changed since it was first read; load the data again.")
+            images[place] = self.table[pixels]  # a grey image in a colour set is repeated over the channels
+        return images
+
+
+@dataclass
+class _Scan:
+    """What one pass over all files found."""
+
+    kept: list[int] = field(default_factory=list)
+    """Positions of the readable files."""
+    bad: list[str] = field(default_factory=list)
+    """Names of the others, with the reason."""
+    pixels: np.ndarray | None = None
+    """uint8, (N, C, H, W), of the readable files; None if they exceed the memory limit."""
+    size: tuple[int, int] = (0, 0)
+    channels: int = 1
+    modes: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    all_one_bit: bool = True
+    extremes_only: bool = True
+
+    def add(self, position: int, picture: Picture) -> None:
+        self.kept.append(position)
+        self.modes[picture.mode] += 1
+        self.notes.update(picture.notes)
+        if len(self.sizes) < 1000:  # enough to tell of
+            self.sizes.add(picture.found_size)
+        self.all_one_bit = self.all_one_bit and picture.one_bit
+        # (value + 1) mod 256 is at most 1 for 0 and 255 alone
+        self.extremes_only = self.extremes_only and bool(((picture.pixels + np.uint8(1)) <= 1).all())
+
+    def repaired(self, recipe: Recipe) -> list[str]:
+        """What was done to images, a sentence each."""
+        lines = []
+        if self.bad:
+            lines.append(f"{len(self.bad)} unreadable files were left out: {', '.join(self.bad[:5])}.")
+        for note, count in sorted(self.notes.items()):
+            sentence = f"{count} images: {note}"
+            if note == RESIZED and recipe.size is not None:
+                low, high = min(self.sizes), max(self.sizes)
+                sentence += f", {_by(recipe.size)} (crop: {recipe.crop}), from {_by(low)}"
+                sentence += f" .. {_by(high)}" if high != low else ""
+            lines.append(sentence + ".")
+        coloured = sum(count for mode, count in self.modes.items() if mode not in _GREY_MODES)
+        if coloured and recipe.grey:
+            lines.append("Colour was converted to grey (0.299 red + 0.587 green + 0.114 blue).")
+        elif coloured and self.channels == 1:
+            lines.append("Red, green and blue are equal in every pixel of every image: one channel was kept.")
+        return lines
+
+
+_GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I;16L", "I", "P"}  # P, a palette of greys, is as good as grey
+
+
+def _scan(
+    store: Store, what: str, recipe: Recipe, skip_bad: bool, memory_limit: int, progress: Progress | None
+) -> _Scan:
+    scan = _Scan()
+    n, first = len(store.names), ""
+    buffer: np.ndarray | None = None
+    fits = True
+    with _quiet_pillow():
+        for position, name in enumerate(store.names):
+            if progress is not None and position % 100 == 0:
+                progress(position, n)
+            try:
+                picture = decode(store.read(name), name, recipe)
+            except UnreadableImage as error:
+                scan.bad.append(f"{name!r} ({error})" if len(scan.bad) < 5 else name)
+                continue
+            channels, *size = picture.pixels.shape
+            if not scan.kept:
+                first, scan.size = name, (size[0], size[1])
+            elif tuple(size) != scan.size:
+                raise InputError(
+                    f"{first!r} is {_by(scan.size)} and {name!r} is {_by((size[0], size[1]))} (height x width);"
+                    " give --size to bring all images to one size."
+                )
+            if buffer is None or channels > buffer.shape[1]:
+                scan.channels = channels
+                fits = n * channels * size[0] * size[1] <= memory_limit
+                buffer = _widened(buffer, (n if fits else 0, channels, size[0], size[1]), len(scan.kept))
+            if fits:
+                buffer[len(scan.kept)] = picture.pixels
+            scan.add(position, picture)
+    if scan.bad and not skip_bad:
+        more = f" and {len(scan.bad) - 5} more" if len(scan.bad) > 5 else ""
+        raise InputError(
+            f"{len(scan.bad)} of {n} files in {what} cannot be read: {', '.join(scan.bad[:5])}{more};"
+            " replace them, or give --skip-bad to leave them out."
+        )
+    if buffer is None:
+        raise InputError(f"None of the {n} files in {what} can be read: {', '.join(scan.bad[:5])}.")
+    if progress is not None:
+        progress(n, n)
+    scan.pixels = buffer[: len(scan.kept)] if fits else None
+    return scan
+
+
+def _widened(buffer: np.ndarray | None, shape: tuple[int, int, int, int], n_filled: int) -> np.ndarray:
+    """Room for a set that has turned out to need it, with the images so far (grey ones repeated over the channels)."""
+    room = np.empty(shape, np.uint8)
+    if buffer is not None and len(room):
+        room[:n_filled] = buffer[:n_filled]
+    return room
+
+
+def _look_up(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """`table[pixels]`; in place where the dtype allows, as the set may fill much of memory."""
+    result = pixels if table.dtype == np.uint8 else np.empty(pixels.shape, table.dtype)
+    for start in range(0, len(pixels), 1024):
+        result[start : start + 1024] = table[pixels[start : start + 1024]]
+    return result
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow's warning of huge images is an error here, and its remarks on odd metadata are not shown."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which part and which class each image belongs to, read off the names alone."""
+
+    parts: np.ndarray
+    """"all", or "train", "valid" or "test", str, (N,)."""
+    labels: np.ndarray | None
+    class_names: tuple[str, ...] | None
+    found: list[str]
+
+
+def _arrange(store: Store, what: str) -> _Order:
+    """Finds splits and classes in folder names and in dataset.json.
+
+    Raises:
+        InputError: If split folders stand beside others, or dataset.json is not as it should be.
+    """
+    found = []
+    wrapper = _wrapper(store.names)
+    if wrapper:
+        found.append(f"All images lie in {wrapper.rstrip('/')!r}.")
+    paths = [name[len(wrapper) :].split("/") for name in store.names]
+    tops = {path[0] for path in paths if len(path) > 1}
+    parts = np.full(len(paths), "all", dtype="<U5")
+    if "train" in tops and tops & {"test", "valid", "val"}:
+        strangers = sorted(tops - set(_SPLIT_FOLDERS)) + [path[0] for path in paths if len(path) == 1][:1]
+        if strangers:
+            raise InputError(f"{what} has {strangers[0]!r} beside its folders train and test; move it out or into one.")
+        if {"valid", "val"} <= tops:
+            raise InputError(f"{what} has both a folder valid and a folder val; keep one.")
+        parts = np.array([_SPLIT_FOLDERS[path[0]] for path in paths])
+        paths = [path[1:] for path in paths]
+    others = {name for name in store.others if name.endswith(LABELS_FILE)}
+    label_files = [wrapper[:end] + LABELS_FILE for end in _ends(wrapper)]
+    label_file = next((name for name in label_files if name in others), None)
+    if label_file is not None:
+        given = _labels_from_json(store, label_file, f"{label_file!r} of {what}")
+        if given is None:
+            return _Order(parts, None, None, [*found, f"{label_file!r} gives no labels."])
+        numbered, class_names = name_labels({"all": given}, {"all": len(paths)}, what)
+        found.append(f"The labels are those of {label_file!r}.")
+        return _Order(parts, numbered["all"], class_names, found)
+    n_loose = sum(len(path) == 1 for path in paths)
+    if n_loose:
+        if n_loose < len(paths):
+            found.append(f"{n_loose} images lie in no class folder, so the set has no labels.")
+        return _Order(parts, None, None, found)
+    classes = sorted({path[0] for path in paths}, key=_natural)
+    if len(classes) == 1:  # train/images/..., test/images/...
+        found.append(f"All images lie in folders named {classes[0]!r}, so the set has no labels.")
+        return _Order(parts, None, None, found)
+    number = {name: i for i, name in enumerate(classes)}
+    found.append("The labels are the names of folders.")
+    return _Order(parts, np.array([number[path[0]] for path in paths], dtype=np.int64), tuple(classes), found)
+
+
+def _wrapper(names: list[str]) -> str:
+    """The folder, with its slash, that all images lie in: a zip often holds one; it says nothing about them."""
+    wrapper = ""
+    while True:
+        rest = names[0][len(wrapper) :]
+        top, slash, _ = rest.partition("/")
+        if not slash or not all(name.startswith(wrapper + top + "/") for name in names):
+            return wrapper
+        wrapper += top + "/"
+
+
+def _ends(wrapper: str) -> list[int]:
+    """Lengths of the prefixes of `a/b/` that are folders: 0 (the root), 2, 4."""
+    return [0] + [i + 1 for i, letter in enumerate(wrapper) if letter == "/"]
+
+
+def _natural(name: str) -> tuple[int, int, str]:
+    """Sorts folders named by numbers as numbers, before the others."""
+    return (0, int(name), name) if name.isascii() and name.isdigit() and len(name) < 19 else (1, 0, name)
+
+
+def _labels_from_json(store: Store, label_file: str, what: str) -> np.ndarray | None:
+    """Labels, int64, (N,), in the order of `store.names`; None if the file says there are none."""
+    try:
+        content = json.loads(store.read(label_file))
+    except (UnreadableImage, ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not readable as JSON ({' '.join(str(error).split())}); mend it.") from None
+    if not isinstance(content, dict) or "labels" not in content:
+        raise InputError(f'{what} must be {{"labels": [["path", 3], ...]}}.')
+    entries = content["labels"]
+    if entries is None:
+        return None
+    if not isinstance(entries, list):
+        raise InputError(f'{what}: "labels" must be a list of ["path", number] pairs, or null.')
+    folder = label_file[: -len(LABELS_FILE)]
+    labels: dict[str, int] = {}
+    for i, entry in enumerate(entries):
+        good = isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and type(entry[1]) is int
+        if not good or not 0 <= entry[1] < 2**31:
+            raise InputError(
+                f'{what}: entry {i} of "labels" is {str(entry)[:80]!r}; it must be ["path", number from 0].'
+            )
+        name = folder + entry[0]
+        if name in labels:
+            raise InputError(f"{what} gives {entry[0]!r} two labels; keep one.")
+        labels[name] = entry[1]
+    images = set(store.names)
+    for name in labels:
+        if name not in images:
+            raise InputError(f"{what} labels {name!r}, which is not among the images; remove the entry.")
+    for name in store.names:
+        if name not in labels:
+            raise InputError(f"{what} has no label for {name!r}; add it, or remove the image.")
+    return np.array([labels[name] for name in store.names], dtype=np.int64)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _counted(modes: Counter[str]) -> str:
+    return ", ".join(f"{count} of mode {mode}" for mode, count in modes.most_common())

@@ -1,0 +1,133 @@
+"""What a source hands over, and how it becomes a data set: splits, classes, checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from triptych.data.dataset import Dataset, Split, Subset, checksum_of, point_space_of, split_positions
+from triptych.errors import InputError
+from triptych.spaces import Space
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The items of a source, in the source's own parts."""
+
+    name: str
+    """Short name of the data set."""
+    splits: dict[str, Split]
+    """Either {"all"}, or "train" with any of "valid" and "test"."""
+    space: Space | None
+    """None for points: their space is measured on the training part, once that is known."""
+    class_names: tuple[str, ...] | None = None
+    """Names of the labels' values."""
+    found: list[str] = field(default_factory=list)
+    """What the source held, a sentence each."""
+    repaired: list[str] = field(default_factory=list)
+    """What was changed on reading, a sentence each."""
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
+    """True log-density, where it is known."""
+
+
+def name_labels(
+    labels: Mapping[str, np.ndarray | None], lengths: Mapping[str, int], what: str
+) -> tuple[dict[str, np.ndarray | None], tuple[str, ...] | None]:
+    """Checks labels given as numbers and renumbers them 0, 1, ... in rising order over all parts.
+
+    Arguments:
+        labels: By part, whole numbers from 0, shape (N,) or (N, 1); None where a part has none.
+        lengths: Items of each part.
+        what: The source, for messages.
+    Returns:
+        Labels by part, int64, (N,), and the class names: the numbers that were found.
+    Raises:
+        InputError: If labels are not such numbers, are missing for some parts, or are not one for each item.
+    """
+    given = {part: values for part, values in labels.items() if values is not None}
+    if not given:
+        return dict.fromkeys(lengths), None
+    for part in lengths:
+        if part not in given:
+            raise InputError(f"{what} has labels for {', '.join(given)} but not for {part}; give them for all or none.")
+    checked = {}
+    for part, values in given.items():
+        if values.ndim == 2 and values.shape[1] == 1:
+            values = values[:, 0]
+        if values.ndim != 1:
+            raise InputError(f"The labels of {what} have shape {values.shape}; give one number an item, shape (N,).")
+        if len(values) != lengths[part]:
+            raise InputError(f"{what} has {len(values)} labels for {lengths[part]} items; give one for each.")
+        if values.dtype.kind not in "biu" and not (
+            values.dtype.kind == "f" and np.isfinite(values).all() and (values == np.rint(values)).all()
+        ):
+            raise InputError(f"The labels of {what} have dtype {values.dtype}; give whole numbers 0, 1, ...")
+        if len(values) and not (values.min() >= 0 and values.max() < 2**31):
+            raise InputError(f"The labels of {what} are {values.min()} .. {values.max()}; give whole numbers 0, 1, ...")
+        checked[part] = values.astype(np.int64)
+    classes = np.unique(np.concatenate(list(checked.values())))
+    numbered: dict[str, np.ndarray | None] = {part: np.searchsorted(classes, v) for part, v in checked.items()}
+    return numbered, tuple(str(number) for number in classes)
+
+
+def subset(split: Split, positions: np.ndarray) -> Split:
+    """The items of a split at some positions, without copying them."""
+    return Split(Subset(split.items, positions), None if split.labels is None else split.labels[positions])
+
+
+def dataset_of(
+    parts: Parts,
+    source: dict[str, Any],
+    *,
+    valid_fraction: float,
+    test_fraction: float,
+    seed: int,
+    limit: int | None,
+) -> Dataset:
+    """Completes the splits of a source as `load_data` says, and makes the data set.
+
+    Raises:
+        InputError: If a split comes out empty.
+    """
+    splits, found = dict(parts.splits), list(parts.found)
+    if "all" in splits:
+        whole = splits.pop("all")
+        valid, test, train = split_positions(len(whole), [valid_fraction, test_fraction], seed)
+        splits = {"train": subset(whole, train), "valid": subset(whole, valid), "test": subset(whole, test)}
+        found.append(
+            f"The source has no splits of its own: {valid_fraction:g} of it became valid and {test_fraction:g} test,"
+            f" at random with seed {seed}."
+        )
+    else:
+        own = ", ".join(splits)
+        found.append(f"The source's own splits are used: {own}.")
+        for missing, fraction in (("valid", valid_fraction), ("test", test_fraction)):
+            if missing not in splits:
+                taken, kept = split_positions(len(splits["train"]), [fraction], seed)
+                splits[missing], splits["train"] = subset(splits["train"], taken), subset(splits["train"], kept)
+                found.append(f"{fraction:g} of train became {missing}, at random with seed {seed}.")
+    if limit is not None:
+        for number, (name, split) in enumerate(splits.items()):
+            if len(split) > limit:
+                # A generator for each split, so that the choice in one does not hang on the size of another.
+                order = np.random.Generator(np.random.PCG64([seed, number])).permutation(len(split))
+                splits[name] = subset(split, np.sort(order[:limit]))
+                found.append(f"{name} was cut from {len(split)} to {limit} items, at random with seed {seed}.")
+    ordered = {name: splits[name] for name in ("train", "valid", "test")}
+    for name, split in ordered.items():
+        if len(split) == 0:  # before measuring a space on it
+            raise InputError(f"The {name} split of {parts.name!r} is empty; give more items or another split.")
+    return Dataset(
+        name=parts.name,
+        space=parts.space or point_space_of(ordered["train"].read()[0]),
+        **ordered,
+        class_names=parts.class_names,
+        checksum=checksum_of(*ordered.values()),
+        found=tuple(found),
+        repaired=tuple(parts.repaired),
+        source=source,
+        log_density=parts.log_density,
+    )

@@ -1,0 +1,152 @@
+"""Where image files lie: a folder or a zip, listed with care and read one file at a time."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import stat
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from triptych.data.decode import EXTENSIONS, UnreadableImage
+from triptych.errors import InputError
+
+MAX_FILE_BYTES = 512 * 2**20
+MAX_ZIP_ENTRIES = 5_000_000
+
+
+class Store(ABC):
+    """Image files by name, and the names of what else lies beside them."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        """Image files, paths with '/' relative to the root, sorted."""
+        self.others: list[str] = []
+        """Other files, hidden ones left out."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """Bytes of a file.
+
+        Raises:
+            UnreadableImage: If it cannot be read.
+        """
+
+    def _list(self, name: str) -> None:
+        (self.names if PurePosixPath(name).suffix.lower() in EXTENSIONS else self.others).append(name)
+
+
+def _is_hidden(part: str) -> bool:
+    return (part.startswith(".") and part != ".") or part == "__MACOSX"
+
+
+class FolderStore(Store):
+    """A folder, with all its subfolders.
+
+    Raises:
+        InputError: If a link leads out of the folder or to a folder, or a folder or file cannot be read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+        real_root = root.resolve()
+
+        def stop(error: OSError) -> None:
+            raise InputError(f"{str(error.filename)!r} cannot be read ({error.strerror}); change its permissions.")
+
+        for folder, subfolders, files in os.walk(root, onerror=stop):
+            subfolders[:] = sorted(name for name in subfolders if not _is_hidden(name))
+            for name in subfolders:
+                if (link := Path(folder, name)).is_symlink():
+                    raise InputError(f"{str(link)!r} is a link to a folder; put the folder itself in its place.")
+            for name in files:
+                if _is_hidden(name):
+                    continue
+                path = Path(folder, name)
+                if path.is_symlink() and not path.resolve().is_relative_to(real_root):
+                    raise InputError(f"{str(path)!r} is a link out of the folder; put the file itself in its place.")
+                self._list(path.relative_to(root).as_posix())
+        self.names.sort()
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a file.
+
+        Raises:
+            UnreadableImage: If it cannot be read.
+            InputError: If it is larger than 512 MiB.
+        """
+        path = self.root / name
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever
+                raise UnreadableImage("not a regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise InputError(f"{str(path)!r} has {status.st_size} bytes, more than an image should; remove it.")
+            return path.read_bytes()
+        except OSError as error:
+            raise UnreadableImage(error.strerror or type(error).__name__) from None
+
+
+class ZipStore(Store):
+    """A zip archive. It stays open, and is opened anew in another process.
+
+    Raises:
+        InputError: If the archive is damaged, encrypted, or made to do harm: paths that lead out of it, or members that
+            unpack to absurd sizes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._archive: zipfile.ZipFile | None = None
+        self._owner = 0
+        what = repr(str(path))
+        try:
+            members = self._open().infolist()
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise InputError(
+                f"{what} is not a readable zip ({' '.join(str(error).split())}); get a whole copy."
+            ) from None
+        if len(members) > MAX_ZIP_ENTRIES:
+            raise InputError(f"{what} has {len(members)} entries; at most {MAX_ZIP_ENTRIES} are read.")
+        for member in members:
+            name = member.filename
+            parts = name.replace("\\", "/").split("/")
+            if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
+                raise InputError(f"{what} holds {name!r}, a path that leads out of it; make the zip anew without it.")
+            if member.is_dir() or any(map(_is_hidden, parts)):
+                continue
+            if member.flag_bits & 1:
+                raise InputError(f"{what} is encrypted ({name!r}); unpack it with its password first.")
+            size, packed = member.file_size, member.compress_size
+            if size > MAX_FILE_BYTES or (size > 64 * 2**20 and size > 1000 * packed):
+                raise InputError(f"{what} holds {name!r}, {packed} bytes that unpack to {size}: refused as a zip bomb.")
+            self._list(name)
+        self.names.sort()
+        for before, name in zip(self.names, self.names[1:], strict=False):
+            if before == name:
+                raise InputError(f"{what} holds {name!r} twice; make the zip anew with one of them.")
+
+    def _open(self) -> zipfile.ZipFile:
+        # A forked process shares the file's position with its parent, so it needs a handle of its own.
+        if self._archive is None or self._owner != os.getpid():
+            self._archive, self._owner = zipfile.ZipFile(self.path), os.getpid()
+        return self._archive
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_archive": None}
+
+    def read(self, name: str) -> bytes:
+        """Bytes of a member, at most as many as the archive's directory says.
+
+        Raises:
+            UnreadableImage: If it is damaged.
+        """
+        try:
+            return self._open().read(name)
+        except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
+            raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
