@@ -1,4 +1,4 @@
-"""Everything the report page shows, as plain values and arrays, so that the page knows nothing of models or training."""
+"""Everything the report page shows, as plain values and arrays: the page knows nothing of models or training."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PanelContent:
     film: tuple[tuple[float, np.ndarray], ...] = ()
     """Samples over training time: (seconds of training, items (M, *space.shape)), in order; same noise throughout."""
     curves: tuple[dict[str, Any], ...] = ()
-    """Records of metrics.jsonl; every one has `step` and `elapsed_seconds`; losses are under `<phase>/<term>`, validation
-    under `valid/<term>`, and the rest (`learning_rate/<phase>`, `gradient_norm/<phase>`, `n_images_seen`) by name."""
+    """Records of metrics.jsonl; every one has `step` and `elapsed_seconds`; losses are under `<phase>/<term>`,
+    validation under `valid/<term>`, and the rest (`learning_rate/<phase>`, `n_images_seen`, ...) by name."""
     reconstructions: tuple[np.ndarray, np.ndarray] | None = None
     """Held-out items and their reconstructions, (M, *space.shape) each; None where the model has none."""
     neighbours: Neighbours | None = None

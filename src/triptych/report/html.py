@@ -1,0 +1,41 @@
+"""HTML elements as nested calls. Every plain string is escaped, so no name from the data can become markup."""
+
+from __future__ import annotations
+
+import html
+
+VOID = frozenset({"br", "img", "link", "meta"})
+
+
+class Html(str):
+    """Text that is markup already; `element` and `fragment` escape every other string."""
+
+    __slots__ = ()
+
+
+Child = str | None
+Attribute = str | int | float | bool | None
+
+
+def fragment(*children: Child) -> Html:
+    """The children one after the other; None is left out."""
+    return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children if c is not None))
+
+
+def element(name: str, /, *children: Child, **attributes: Attribute) -> Html:
+    """One element.
+
+    Arguments:
+        name: Tag.
+        children: Markup (Html), or text to be escaped; None is left out.
+        attributes: A trailing underscore is dropped (`class_`), others become hyphens (`aria_label`). True stands for
+            an attribute without a value; None and False leave it out.
+    """
+    written = []
+    for key, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = key.rstrip("_").replace("_", "-")
+        written.append(f" {key}" if value is True else f' {key}="{html.escape(str(value))}"')
+    start = f"<{name}{''.join(written)}>"
+    return Html(start) if name in VOID else Html(f"{start}{fragment(*children)}</{name}>")

@@ -1,0 +1,206 @@
+"""The table of an evaluation: what may be ranked with what, and the table in a terminal, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import rich.box
+import rich.table
+from rich.console import Console
+from rich.text import Text
+
+from triptych.evaluation.results import Measurement, Metric, Row, Table, format_value
+from triptych.files import write_text
+
+PANELS = ("tractable", "approximate", "implicit")
+ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
+CSV_FIELDS = ("name", "panel", "metric", "unit", "better", "value", "low", "high", "kind", "measure", "n")
+
+
+def arranged(table: Table) -> Table:
+    """The same table with its models in the order of the panels and the reference rows last."""
+    order = (*PANELS, None)
+    return replace(table, rows=tuple(sorted(table.rows, key=lambda row: order.index(row.panel))))
+
+
+def best_cells(table: Table) -> set[tuple[int, str]]:
+    """Which cells (row number, metric key) are best among the models they can be compared with.
+
+    Values compare within one column, one kind and one measure: an exact value is never ranked against a bound, nor a
+    probability against a density. A group of one, or of equal values, has no best. References do not take part.
+    """
+    best = set()
+    for metric in table.metrics:
+        groups: dict[tuple[str | None, str | None], list[tuple[float, int]]] = defaultdict(list)
+        for number, row in enumerate(table.rows):
+            cell = row.measurements.get(metric.key)
+            if row.panel is not None and cell is not None and cell.value is not None and math.isfinite(cell.value):
+                groups[cell.kind, cell.measure].append((cell.value, number))
+        choose = {"lower": min, "higher": max}.get(metric.better)
+        for group in groups.values():
+            values = [value for value, _ in group]
+            if choose is not None and min(values) < max(values):
+                best |= {(number, metric.key) for value, number in group if value == choose(values)}
+    return best
+
+
+def value_text(metric: Metric, cell: Measurement) -> str:
+    """The value with its mark; a lower bound of log p is an upper one (≤) where lower is better."""
+    if cell.value is None:
+        return "not defined"
+    bound = "≥ " if metric.better == "higher" else "≤ "
+    return {"lower bound": bound, "estimate": "~ "}.get(cell.kind or "", "") + format_value(cell.value)
+
+
+def interval_text(cell: Measurement) -> str:
+    """`± 0.012`, or both ends of an interval that lies unevenly about the value; empty where there is none."""
+    if cell.value is None or cell.low is None or cell.high is None:
+        return ""
+    below, above = cell.value - cell.low, cell.high - cell.value
+    if min(below, above) >= 0 and max(below, above) <= 1.2 * min(below, above):
+        return cell.interval
+    return f"{format_value(cell.low)} – {format_value(cell.high)}"
+
+
+def measure_text(table: Table, metric: Metric, cell: Measurement) -> str:
+    """'probability' or 'density' in a column that holds both, else an empty string."""
+    cells = [row.measurements[metric.key] for row in table.rows if metric.key in row.measurements]
+    if len({other.measure for other in cells if other.measure and other.value is not None}) < 2:
+        return ""
+    return {"discrete": "probability", "continuous": "density"}.get(cell.measure or "", "")
+
+
+def reading_notes(table: Table) -> list[str]:
+    """How to read the marks that this table uses, a sentence each."""
+    cells = [cell for row in table.rows for cell in row.measurements.values()]
+    kinds = {cell.kind for cell in cells if cell.value is not None}
+    metrics = {metric.key: metric for metric in table.metrics}
+    marks = {
+        value_text(metrics[key], cell)[0]
+        for row in table.rows
+        for key, cell in row.measurements.items()
+        if key in metrics and cell.kind == "lower bound" and cell.value is not None
+    }
+    notes = []
+    if "exact" in kinds:
+        notes.append("A likelihood without a mark is exact.")
+    if "≤" in marks:
+        notes.append("≤ marks a bound: the model's true value is this or lower, by an unknown gap.")
+    if "≥" in marks:
+        notes.append("≥ marks a bound: the model's true value is this or higher, by an unknown gap.")
+    if "estimate" in kinds:
+        notes.append("~ marks an estimate: it approaches the true value with more draws, and can err to either side.")
+    if any(cell.value is None for cell in cells):
+        notes.append(
+            "‘Not defined’: the model has no such quantity; one that can only sample gives no item a probability."
+        )
+    if len({cell.measure for cell in cells if cell.measure and cell.value is not None}) > 1:
+        notes.append("A probability (of an integer image) and a density (of real coordinates) are not on one scale.")
+    if any(interval_text(cell) for cell in cells):
+        notes.append("± and ranges are 95 % intervals; where two overlap, the order of the models may be chance.")
+    if best_cells(table):
+        rule = "Bold is the best model of its column"
+        mixed = len({(cell.kind, cell.measure) for cell in cells if cell.kind and cell.value is not None}) > 1
+        notes.append(
+            f"{rule} among values of the same kind and measure: exact values, bounds and estimates are not ranked"
+            " against each other."
+            if mixed
+            else f"{rule}."
+        )
+    return notes
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Prints the table in the console's width, in several parts where it is too wide: numbers are never cut."""
+    table = arranged(table)
+    best = best_cells(table)
+    names = [Text(row.name, style="italic dim" if row.panel is None else "") for row in table.rows]
+    name_width = min(max([5, *(len(name) for name in names)]), max(12, console.width // 3))
+    columns = [_Column(metric, table, best, console) for metric in table.metrics]
+    parts: list[list[_Column]] = [[]]
+    for column in columns:
+        taken = name_width + 2 + sum(other.width + 3 for other in parts[-1])
+        if parts[-1] and taken + column.width + 3 > console.width:
+            parts.append([])
+        parts[-1].append(column)
+    for part in parts:
+        grid = rich.table.Table(
+            box=rich.box.HORIZONTALS, padding=(0, 1), pad_edge=True, header_style="", show_edge=False
+        )
+        grid.add_column("model", width=name_width, overflow="fold", vertical="bottom")
+        for column in part:
+            grid.add_column(column.header, width=column.width, justify="right", vertical="bottom")
+        for number, row in enumerate(table.rows):
+            last_model = row.panel is not None and number + 1 < len(table.rows) and table.rows[number + 1].panel is None
+            grid.add_row(names[number], *(column.cells[number] for column in part), end_section=last_model)
+        console.print(grid)
+        console.print()
+    notes = " ".join(reading_notes(table))
+    console.print(Text(_plain(notes, console), style="dim"))
+
+
+class _Column:
+    """One metric as Rich texts: header lines, one cell a row, and the width that cuts none of them."""
+
+    def __init__(self, metric: Metric, table: Table, best: set[tuple[int, str]], console: Console) -> None:
+        unit = " ".join(filter(None, (metric.unit, ARROWS[metric.better])))
+        self.header = Text(_plain(f"{metric.title}\n{unit}", console), justify="right")
+        self.cells = []
+        for number, row in enumerate(table.rows):
+            cell = row.measurements.get(metric.key)
+            text = Text(style="dim" if row.panel is None else "")
+            if cell is not None:
+                style = "bold" if (number, metric.key) in best else "dim italic" if cell.value is None else ""
+                text.append(_plain(value_text(metric, cell), console), style)
+                for detail in filter(None, (interval_text(cell), measure_text(table, metric, cell))):
+                    text.append(_plain(f" {detail}", console), "dim")
+            self.cells.append(text)
+        words = [*metric.title.split(), _plain(unit, console), *(text.plain for text in self.cells)]
+        self.width = max(map(len, words))
+
+
+def _plain(text: str, console: Console) -> str:
+    """The text in what the console can show: terminals without Unicode get ASCII signs."""
+    if not console.options.ascii_only:
+        return text
+    for sign, ascii_sign in {"↓": "(lower)", "↑": "(higher)", "±": "+-", "≤": "<=", "≥": ">=", "–": "-"}.items():
+        text = text.replace(sign, ascii_sign)
+    return text.replace("‘", "'").replace("’", "'")
+
+
+def write_table(table: Table, folder: Path) -> None:
+    """Writes `table.json` (`Table.from_dict` reads it back) and `table.csv` (a line for each row and metric it has).
+
+    A value that is not defined is null in JSON and empty in CSV; values that are not finite are written as Python's
+    `json` does, NaN and Infinity.
+    """
+    write_text(folder / "table.json", json.dumps(table.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, CSV_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for row in table.rows:
+        writer.writerows(_csv_line(row, metric) for metric in table.metrics if metric.key in row.measurements)
+    write_text(folder / "table.csv", lines.getvalue())
+
+
+def _csv_line(row: Row, metric: Metric) -> dict[str, object]:
+    cell = row.measurements[metric.key]
+    return {
+        "name": row.name,
+        "panel": row.panel,
+        "metric": metric.key,
+        "unit": metric.unit,
+        "better": metric.better,
+        "value": cell.value,
+        "low": cell.low,
+        "high": cell.high,
+        "kind": cell.kind,
+        "measure": cell.measure,
+        "n": cell.n,
+    }
