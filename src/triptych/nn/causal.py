@@ -1,0 +1,474 @@
+"""Causal layers: one protocol for the whole image at once (training, scoring) and for drawing site by site.
+
+The order of an autoregressive model is raster order over sites (row, then column) and, within a site, the order of its
+colour channels. Features are split into as many equal groups as there are channels, in that order: group g of a site
+may depend on all earlier sites and, at its own site, on channels up to g (before g, in a network's first layer).
+
+Drawing goes by wavefronts: sets of sites none of which depends on another, so that they are drawn at once. A layer's
+cache holds its inputs at all sites of earlier wavefronts. For each wavefront,
+
+    context = layer.context(state, sites)           # all that depends on earlier sites, for every group at once
+    for group in range(layer.n_groups):
+        y = layer.step(state, context, group)       # the layer's output; needs the inputs its mask lets it see
+        layer.write(state, context, x, group)       # the layer's own input of this group
+
+and a container writes the inputs of its inner layers as they become known. A layer that sees its own site (type B)
+has `write` called before `step`; the first layer of a network (type A) after it, since its input is what was drawn.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.errors import InputError
+
+
+class CausalLayer(nn.Module, ABC):
+    """A layer of an autoregressive network over images, to be run in parallel or incrementally, with equal results.
+
+    The incremental methods run under `torch.inference_mode()` and compute what `forward` does in evaluation mode, that
+    is, without dropout, whatever the layer's mode. States and contexts are the layer's own; whoever drives it only
+    hands them back.
+
+    Arguments:
+        n_groups: Colour channels of a site, and so groups of features.
+    """
+
+    def __init__(self, n_groups: int) -> None:
+        super().__init__()
+        self.n_groups = n_groups
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """How many columns to the right a layer looks for each row it looks up: 1 for a 3x3 convolution."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """The whole image at once.
+
+        Arguments:
+            x: (N, C_in, H, W).
+            condition: What the image is conditioned on, (N, n_condition), or None.
+        Returns:
+            (N, C_out, H, W).
+        """
+
+    @abstractmethod
+    def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> Any:
+        """Caches for drawing n images of (H, W) sites, and the weights in the form that drawing needs."""
+
+    @abstractmethod
+    def context(self, state: Any, sites: Tensor) -> Any:
+        """All that depends on strictly earlier sites, for every group.
+
+        Arguments:
+            sites: Positions row * W + column of S sites independent of each other, int64, (S,).
+        """
+
+    @abstractmethod
+    def step(self, state: Any, context: Any, group: int) -> Tensor:
+        """The layer's output of one group at the context's sites, (N, S, C_out / n_groups).
+
+        To be called once for each group, in order: it may complete the context in place.
+        """
+
+    @abstractmethod
+    def write(self, state: Any, context: Any, x: Tensor, group: int) -> None:
+        """Takes the layer's input of one group at the context's sites, (N, S, C_in / n_groups)."""
+
+
+class CausalSequential(CausalLayer):
+    """Layers one after another.
+
+    The container's reach is the largest of its layers', not their sum: every layer finds its own inputs at earlier
+    wavefronts complete in its own cache, however far those had looked in turn.
+    """
+
+    def __init__(self, layers: Sequence[CausalLayer]) -> None:
+        super().__init__(layers[0].n_groups)
+        self.layers = nn.ModuleList(layers)
+
+    @property
+    def reach(self) -> int:
+        return max(layer.reach for layer in self._layers())
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, condition)
+        return x
+
+    def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> list[Any]:
+        return [layer.start(n, shape, condition) for layer in self._layers()]
+
+    def context(self, state: list[Any], sites: Tensor) -> list[Any]:
+        return [layer.context(part, sites) for layer, part in zip(self._layers(), state, strict=True)]
+
+    def step(self, state: list[Any], context: list[Any], group: int) -> Tensor:
+        first, *rest = self._layers()
+        x = first.step(state[0], context[0], group)
+        for layer, part, ready in zip(rest, state[1:], context[1:], strict=True):
+            layer.write(part, ready, x, group)
+            x = layer.step(part, ready, group)
+        return x
+
+    def write(self, state: list[Any], context: list[Any], x: Tensor, group: int) -> None:
+        self._layers()[0].write(state[0], context[0], x, group)
+
+    def _layers(self) -> list[CausalLayer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+
+class Pointwise(CausalLayer):
+    """A function of each feature alone, such as an activation.
+
+    Arguments:
+        function: Called on tensors of any shape.
+    """
+
+    def __init__(self, function: nn.Module, n_groups: int) -> None:
+        super().__init__(n_groups)
+        self.function = function
+
+    @property
+    def reach(self) -> int:
+        return 0
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.function(x)
+
+    def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> None:
+        return None
+
+    def context(self, state: None, sites: Tensor) -> dict[int, Tensor]:
+        return {}
+
+    def step(self, state: None, context: dict[int, Tensor], group: int) -> Tensor:
+        return self.function(context[group])
+
+    def write(self, state: None, context: dict[int, Tensor], x: Tensor, group: int) -> None:
+        context[group] = x
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Where the earlier taps of a k x k kernel lie in a cache of sites padded with zeros, (N, P, C).
+
+    The padding is k // 2 columns on either side and as many rows above; nothing below a site is ever looked at.
+    """
+
+    earlier: Tensor
+    """Padded positions of each site's earlier taps, in the order of the kernel, int64, (H * W, T)."""
+    home: Tensor
+    """Padded position of each site, int64, (H * W,)."""
+    n_positions: int
+    """P."""
+
+    @staticmethod
+    def of(kernel_size: int, shape: tuple[int, int], device: torch.device) -> Taps:
+        height, width = shape
+        pad = kernel_size // 2
+        row_length = width + 2 * pad
+        rows = torch.arange(height, device=device)[:, None] + pad
+        columns = torch.arange(width, device=device) + pad
+        home = (rows * row_length + columns).flatten()  # (H * W,)
+        offsets = [
+            row * row_length + column
+            for row in range(-pad, 1)
+            for column in range(-pad, pad + 1)
+            if row < 0 or column < 0
+        ]
+        earlier = home[:, None] + torch.tensor(offsets, dtype=torch.int64, device=device)  # (H * W, T)
+        return Taps(earlier, home, (height + pad) * row_length)
+
+
+class MaskedConv2d(CausalLayer):
+    """A convolution that sees earlier sites and, at its own site, earlier channels (A) or up to its own (B).
+
+    Arguments:
+        in_channels: Divisible by n_groups, as is out_channels.
+        kernel_size: Odd side of the kernel.
+        mask_type: 'A' for the first layer of a network, which must not see what it predicts; 'B' for the others.
+    Raises:
+        InputError: If a number of channels is not divisible by n_groups, or the kernel's side is even.
+    Source:
+        van den Oord, Kalchbrenner & Kavukcuoglu 2016, arXiv:1601.06759, section 3.4 and fig. 2.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, mask_type: Literal["A", "B"], n_groups: int = 1
+    ) -> None:
+        super().__init__(n_groups)
+        for name, value in {"in_channels": in_channels, "out_channels": out_channels}.items():
+            if value < 1 or value % n_groups:
+                raise InputError(f"{name} is {value}; it must be a multiple of {n_groups}, one group for each channel.")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise InputError(f"kernel_size is {kernel_size}; it must be odd.")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.mask_type = mask_type
+        convolution = nn.Conv2d(in_channels, out_channels, kernel_size)
+        assert convolution.bias is not None
+        self.weight, self.bias = convolution.weight, convolution.bias  # PyTorch's own initialisation
+        self.register_buffer("mask", self._mask(), persistent=False)
+
+    def _mask(self) -> Tensor:
+        """1 for the taps the convolution may see, (C_out, C_in, k, k)."""
+        middle = self.kernel_size // 2
+        mask = torch.ones(self.out_channels, self.in_channels, self.kernel_size, self.kernel_size)
+        mask[:, :, middle, middle:] = 0
+        mask[:, :, middle + 1 :] = 0
+        for group in range(self.n_groups):
+            mask[self._outputs(group), : self._n_seen(group), middle, middle] = 1
+        return mask
+
+    def _outputs(self, group: int) -> slice:
+        """The output channels of a group."""
+        size = self.out_channels // self.n_groups
+        return slice(group * size, (group + 1) * size)
+
+    def _inputs(self, group: int) -> slice:
+        """The input channels of a group."""
+        size = self.in_channels // self.n_groups
+        return slice(group * size, (group + 1) * size)
+
+    def _n_seen(self, group: int) -> int:
+        """How many input channels of its own site an output group sees."""
+        return (group + (self.mask_type == "B")) * (self.in_channels // self.n_groups)
+
+    @property
+    def reach(self) -> int:
+        return self.kernel_size // 2
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, self.weight * self.mask, self.bias, padding=self.kernel_size // 2)
+
+    def earlier_weight(self) -> Tensor:
+        """The taps of earlier sites as a matrix, (T * C_in, C_out); rows in the order of `Taps.earlier`, then C_in."""
+        n_taps = self.kernel_size**2 // 2
+        weight = self.weight.flatten(2)[:, :, :n_taps]  # (C_out, C_in, T)
+        return weight.permute(2, 1, 0).reshape(n_taps * self.in_channels, self.out_channels).contiguous()
+
+    def centre_weight(self, group: int) -> Tensor:
+        """What an output group sees of its own site, (C_in seen, C_out / n_groups)."""
+        middle = self.kernel_size // 2
+        return self.weight[self._outputs(group), : self._n_seen(group), middle, middle].t().contiguous()
+
+    @dataclass(frozen=True)
+    class State:
+        """What drawing keeps for all wavefronts."""
+
+        taps: Taps
+        cache: Tensor
+        """Inputs at earlier sites, zero elsewhere, (N, P, C_in)."""
+        earlier: Tensor
+        """`earlier_weight()`."""
+        centres: list[Tensor]
+        """`centre_weight()` of each group."""
+
+    @dataclass(frozen=True)
+    class Context:
+        """What drawing keeps for one wavefront."""
+
+        home: Tensor
+        """Where the sites are in the cache, (S,)."""
+        n_by_sites: tuple[int, int]
+        """(N, S)."""
+        y: Tensor
+        """The output as far as earlier sites tell, (N * S, C_out)."""
+        x: Tensor
+        """The inputs at the sites, filled group by group, (N * S, C_in)."""
+
+    def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> State:
+        taps = Taps.of(self.kernel_size, shape, self.weight.device)
+        cache = self.weight.new_zeros(n, taps.n_positions, self.in_channels)
+        centres = [self.centre_weight(group) for group in range(self.n_groups)]
+        return self.State(taps, cache, self.earlier_weight(), centres)
+
+    def context(self, state: State, sites: Tensor) -> Context:
+        n, n_sites = len(state.cache), len(sites)
+        if self.kernel_size > 1:
+            seen = state.cache.index_select(1, state.taps.earlier[sites].flatten())  # (N, S * T, C_in)
+            y = torch.addmm(self.bias, seen.view(n * n_sites, len(state.earlier)), state.earlier)  # (N * S, C_out)
+        else:
+            y = self.bias.new_empty(n * n_sites, self.out_channels).copy_(self.bias)
+        return self.Context(state.taps.home[sites], (n, n_sites), y, y.new_empty(n * n_sites, self.in_channels))
+
+    def step(self, state: State, context: Context, group: int) -> Tensor:
+        y = context.y[:, self._outputs(group)]
+        n_seen = self._n_seen(group)
+        if n_seen:
+            y.addmm_(context.x[:, :n_seen], state.centres[group])
+        return y.unflatten(0, context.n_by_sites)  # (N, S, C_out / n_groups)
+
+    def write(self, state: State, context: Context, x: Tensor, group: int) -> None:
+        context.x[:, self._inputs(group)] = x.flatten(0, 1)
+        if group == self.n_groups - 1 and self.kernel_size > 1:
+            state.cache.index_copy_(1, context.home, context.x.unflatten(0, context.n_by_sites))
+
+
+class ResidualBlock(nn.Module):
+    """x + (1x1 to 2h) ReLU (3x3, h) ReLU (1x1 to h) ReLU x, all convolutions of type B.
+
+    Arguments:
+        hidden: h; the block's input and output have 2h features.
+        n_condition: Features of the condition, which is added as a bias to the 3x3 convolution; 0 for none.
+        dropout: Probability with which a feature after the 3x3 convolution is zeroed in training.
+    Source:
+        van den Oord, Kalchbrenner & Kavukcuoglu 2016, arXiv:1601.06759, fig. 5 (left). Differs: a condition, as
+        in van den Oord et al. 2016, arXiv:1606.05328, eq. 3; dropout, as small data sets need.
+    """
+
+    def __init__(self, hidden: int, n_groups: int, n_condition: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.reduce = MaskedConv2d(2 * hidden, hidden, 1, "B", n_groups)
+        self.look = MaskedConv2d(hidden, hidden, 3, "B", n_groups)
+        self.expand = MaskedConv2d(hidden, 2 * hidden, 1, "B", n_groups)
+        self.condition = nn.Linear(n_condition, hidden, bias=False) if n_condition else None
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        y = self.look(self.reduce(x.relu()).relu())  # (N, h, H, W)
+        if self.condition is not None and condition is not None:
+            y = y + self.condition(condition)[:, :, None, None]
+        return x + self.expand(self.dropout(y.relu()))  # (N, 2h, H, W)
+
+
+class ResidualStack(CausalLayer):
+    """Residual blocks one after another.
+
+    One layer of the protocol rather than a sequence of blocks, because the blocks' earlier taps all have one shape:
+    drawing looks them up for all blocks with one gather and one batched product before the chain of blocks begins.
+
+    Arguments:
+        hidden: h; input and output have 2h features. Divisible by n_groups.
+        n_blocks: Number of blocks, at least 1.
+        n_condition, dropout: As in `ResidualBlock`.
+    """
+
+    def __init__(
+        self, hidden: int, n_blocks: int, n_groups: int = 1, *, n_condition: int = 0, dropout: float = 0.0
+    ) -> None:
+        super().__init__(n_groups)
+        self.hidden = hidden
+        self.blocks = nn.ModuleList(ResidualBlock(hidden, n_groups, n_condition, dropout) for _ in range(n_blocks))
+
+    @property
+    def reach(self) -> int:
+        return 1
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)  # 1x1 convolutions are then products: twice as fast on CPU
+        for block in self.blocks:
+            x = block(x, condition)
+        return x
+
+    @dataclass(frozen=True)
+    class State:
+        """What drawing keeps for all wavefronts. L is the number of blocks."""
+
+        taps: Taps
+        cache: Tensor
+        """Inputs of the 3x3 convolutions at earlier sites, zero elsewhere, (L, N, P, h)."""
+        earlier: Tensor
+        """Their earlier taps, (L, T * h, h)."""
+        bias: Tensor
+        """Their biases with the condition's, (L, N or 1, 1, h)."""
+        reduce_bias: Tensor
+        """Biases of `reduce`, (L, 1, h)."""
+        products: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]
+        """Of each group and block: weights of `reduce`, `look` and `expand`, bias of `expand`."""
+
+    @dataclass(frozen=True)
+    class Context:
+        """What drawing keeps for one wavefront; the buffers are completed in place, group by group."""
+
+        home: Tensor
+        """Where the sites are in the caches, (S,)."""
+        n_by_sites: tuple[int, int]
+        """(N, S)."""
+        x: list[Tensor]
+        """The stack's input of the group at hand, (N * S, 2h / n_groups)."""
+        wide: Tensor
+        """Inputs of `reduce`, (L, N * S, 2h)."""
+        look: Tensor
+        """Inputs of `look`, begun with the biases of `reduce`, (L, N * S, h)."""
+        narrow: Tensor
+        """Inputs of `expand`, begun with the outputs of `look` as far as earlier sites tell, (L, N * S, h)."""
+
+    def _blocks(self) -> list[ResidualBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> State:
+        blocks = self._blocks()
+        like = blocks[0].look.weight
+        taps = Taps.of(3, shape, like.device)
+        bias = torch.stack([block.look.bias for block in blocks])[:, None]  # (L, 1, h)
+        if condition is not None and blocks[0].condition is not None:
+            bias = bias + torch.stack([block.condition(condition) for block in blocks if block.condition is not None])
+        products = [
+            [
+                (
+                    block.reduce.centre_weight(group),
+                    block.look.centre_weight(group),
+                    block.expand.centre_weight(group),
+                    block.expand.bias.chunk(self.n_groups)[group],
+                )
+                for block in blocks
+            ]
+            for group in range(self.n_groups)
+        ]
+        cache = like.new_zeros(len(blocks), n, taps.n_positions, self.hidden)
+        earlier = torch.stack([block.look.earlier_weight() for block in blocks])
+        reduce_bias = torch.stack([block.reduce.bias for block in blocks])[:, None]
+        return self.State(taps, cache, earlier, bias[:, :, None], reduce_bias, products)
+
+    def context(self, state: State, sites: Tensor) -> Context:
+        n_blocks, n, _, hidden = state.cache.shape
+        n_sites = len(sites)
+        n_rows = n * n_sites
+        seen = state.cache.index_select(2, state.taps.earlier[sites].flatten())  # (L, N, S * T, h)
+        bias = state.bias.expand(n_blocks, n, n_sites, hidden).reshape(n_blocks, n_rows, hidden)
+        narrow = torch.baddbmm(bias, seen.view(n_blocks, n_rows, state.earlier.shape[1]), state.earlier)
+        look = torch.empty_like(narrow).copy_(state.reduce_bias)
+        wide = look.new_empty(n_blocks, n_rows, 2 * hidden)
+        return self.Context(state.taps.home[sites], (n, n_sites), [], wide, look, narrow)
+
+    def step(self, state: State, context: Context, group: int) -> Tensor:
+        x = context.x.pop()  # (N * S, 2h / n_groups)
+        chain = zip(
+            state.products[group],
+            *self._own_and_seen(context.wide, group),
+            *self._own_and_seen(context.look, group),
+            *self._own_and_seen(context.narrow, group),
+            strict=True,
+        )
+        for (reduce, centre, expand, expand_bias), wide, wide_seen, look, look_seen, narrow, narrow_seen in chain:
+            torch.clamp_min(x, 0, out=wide)
+            look.addmm_(wide_seen, reduce).relu_()
+            narrow.addmm_(look_seen, centre).relu_()
+            x = torch.addmm(x, narrow_seen, expand).add_(expand_bias)
+        if group == self.n_groups - 1:
+            state.cache.index_copy_(2, context.home, context.look.unflatten(1, context.n_by_sites))
+        return x.unflatten(0, context.n_by_sites)  # (N, S, 2h / n_groups)
+
+    def _own_and_seen(self, buffer: Tensor, group: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Views of a buffer, (L, N * S, features), for each block: a group's features, and those up to it."""
+        if self.n_groups == 1:
+            views = buffer.unbind()
+            return views, views
+        size = buffer.shape[2] // self.n_groups
+        return buffer.narrow(2, group * size, size).unbind(), buffer.narrow(2, 0, (group + 1) * size).unbind()
+
+    def write(self, state: State, context: Context, x: Tensor, group: int) -> None:
+        context.x.append(x.flatten(0, 1))
