@@ -194,10 +194,7 @@ class TestEveryModel:
                 model.sample(2, labels=torch.zeros(2, dtype=torch.int64))
             return
         noise = torch.Generator()
-        draws = [
-            model.sample(8, labels=torch.full((8,), y), generator=noise.manual_seed(0)).float()
-            for y in range(n_classes)
-        ]
+        draws = [model.sample(8, labels=torch.full((8,), y), generator=noise.manual_seed(0)).float() for y in (0, 1)]
         assert not torch.equal(draws[0], draws[1]), "the label must matter to draws"
         for wrong in (torch.full((2,), n_classes), torch.full((2,), -1), torch.zeros(3, dtype=torch.int64)):
             with pytest.raises(InputError, match="labels"):

@@ -34,16 +34,14 @@ ALLOWED = {
 
 def part_of(module: str) -> str:
     """'triptych.data.idx' -> 'data'; 'triptych' -> ''."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def test_imports_point_one_way() -> None:
     wrong = []
     for file in PACKAGE.rglob("*.py"):
         relative = file.relative_to(PACKAGE)
-        part = (
-            "" if relative.name == "__init__.py" and len(relative.parts) == 1 else relative.parts[0].removesuffix(".py")
-        )
+        part = "" if relative == Path("__init__.py") else relative.parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = []
             if isinstance(node, ast.Import):

@@ -87,7 +87,7 @@ class TestBudget:
     ("settings", "word"),
     [
         ({"budget": "0"}, "Budget"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": -1}, "batch_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"clip_norm": -1.0}, "clip_norm"),
@@ -298,24 +298,19 @@ def test_validation_that_does_not_improve_ends_early_with_the_best_weights(
 
 def test_phases_train_only_their_own_parameters(tiny: Dataset, tmp_path: Path) -> None:
     run = trainer("gan", tiny, tmp_path, clip_norm=0.0)
-    model = run.model
-    seen: list[tuple[str, bool, bool]] = []
-    loss = model.loss
+    seen: list[list[bool]] = []
+    optimizer_of = run._optimizer
 
-    def watched(batch: Any, phase: str, **kwargs: Any) -> Any:
-        seen.append(
-            (
-                phase,
-                next(model.generator.parameters()).requires_grad,
-                next(model.discriminator.parameters()).requires_grad,
-            )
-        )
-        return loss(batch, phase, **kwargs)
+    def watched(phase: Any) -> torch.optim.AdamW:
+        optimizer = optimizer_of(phase)
+        players = run.model.generator, run.model.discriminator
+        optimizer.register_step_pre_hook(lambda *_: seen.append([next(p.parameters()).requires_grad for p in players]))
+        return optimizer
 
-    model.loss = watched  # type: ignore[method-assign]
+    run._optimizer = watched  # type: ignore[method-assign]
     run.fit()
-    cycle = [("discriminator", False, True), ("discriminator", False, True), ("generator", True, False)]
-    assert seen == cycle * 24
+    discriminator, generator = [False, True], [True, False]
+    assert seen == [discriminator, discriminator, generator] * 24
 
 
 def test_the_cost_is_estimated_without_touching_the_run(tiny: Dataset, tmp_path: Path) -> None:
@@ -329,7 +324,7 @@ def test_the_cost_is_estimated_without_touching_the_run(tiny: Dataset, tmp_path:
     assert all(torch.equal(before[key], value) for key, value in run.model.state_dict().items())
     assert torch.equal(state, torch.get_rng_state())
     assert run.stream.position == 0
-    assert "steps" in cost.describe(run.budget, 16, 16)
+    assert "steps" in cost.describe(run.budget)
     run.fit()
     disk = sum(file.stat().st_size for file in (tmp_path / "a").glob("*.*"))
     assert disk < 1.5 * cost.disk_bytes + 2**17

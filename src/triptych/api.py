@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset, Split, merged
-from triptych.data.load import load_data
+from triptych.data.load import IN_MEMORY, load_data
 from triptych.data.pictures import save_items, to_rgb
 from triptych.errors import InputError, nearest_name
 from triptych.evaluation.evaluate import Evaluation
@@ -99,6 +99,7 @@ def fit(
                 f" {', '.join(known) or 'none'}."
             )
     data = data if isinstance(data, Dataset) else load_data(data)
+    train = train.resolved(len(data.train))
     if conditional and not data.n_classes:
         raise InputError(f"conditional: {data.name!r} has no labels to condition on.")
     n_classes = data.n_classes if conditional else 0
@@ -121,14 +122,8 @@ def fit(
         if console:
             console.print(f"{model} on {data.name} ({data.space}) -> {folder}", markup=False, highlight=False)
             if network.phases() and not resume:
-                cost = trainer.estimate_cost()
-                images = train.batch_size * sum(phase.steps for phase in network.phases())
-                console.print(
-                    cost.describe(trainer.budget, train.batch_size, images),
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
+                cost = trainer.estimate_cost().describe(trainer.budget)
+                console.print(cost, markup=False, highlight=False, soft_wrap=True)
         if not resume:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config)
@@ -164,7 +159,7 @@ def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
         InputError: If it cannot be read again, or is no longer the same.
     """
     source = config["data"]["source"]
-    if source.get("source") == "<arrays>":
+    if source.get("source", IN_MEMORY) == IN_MEMORY:
         raise InputError(f"{run} was trained on arrays in memory; give the data.")
     data = load_data(**source)
     if data.checksum != config["data"]["checksum"]:

@@ -275,8 +275,7 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
 def _load(source: str, config: DataConfig) -> Dataset:
     from triptych.data.load import load_data
 
-    arguments: dict[str, Any] = config.to_arguments()
-    return load_data(source, **arguments)
+    return load_data(source, **config.to_arguments())
 
 
 def _one_line(box: str) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from triptych.errors import InputError
 
@@ -62,13 +62,13 @@ class TrainConfig:
     one cycle through the model's phases."""
     seed: int = 0
     """Seed of the weights, the order of the data and all noise."""
-    batch_size: int = 64
-    """Items in each batch."""
+    batch_size: int = 0
+    """Items in each batch; 0 for 32 on sets of fewer than 10,000 items and 64 on others."""
     learning_rate: float | None = None
     """Learning rate of every phase; by default each phase's own."""
     clip_norm: float = 1.0
     """Longest gradient of a phase, in Euclidean norm; 0 for no limit."""
-    ema_decay: float = 0.999
+    ema_decay: float = 0.995
     """Decay of the moving average of the weights, which is what is evaluated and saved; 0 for none."""
     warmup_steps: int = 50
     """Steps over which the learning rate rises from 0."""
@@ -91,7 +91,7 @@ class TrainConfig:
         Budget.parse(self.budget)
         if Budget.parse(self.checkpoint_every).unit == "images":
             raise InputError(f"checkpoint_every is {self.checkpoint_every!r}; give seconds (60s) or steps (500steps).")
-        at_least = {"batch_size": 1, "log_every": 1, "validation_items": 1, "validations": 0, "patience": 0}
+        at_least = {"batch_size": 0, "log_every": 1, "validation_items": 1, "validations": 0, "patience": 0}
         at_least |= {"warmup_steps": 0, "seed": 0}
         for field, least in at_least.items():
             if getattr(self, field) < least:
@@ -106,7 +106,11 @@ class TrainConfig:
             if getattr(self, field) not in allowed:
                 raise InputError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(allowed)}.")
 
-    def to_dict(self) -> dict[str, object]:
+    def resolved(self, n_items: int) -> TrainConfig:
+        """The same with defaults that depend on the number of training items filled in."""
+        return self if self.batch_size else dataclasses.replace(self, batch_size=32 if n_items < 10_000 else 64)
+
+    def to_dict(self) -> dict[str, Any]:
         """Plain values for config.json."""
         return dataclasses.asdict(self)
 
@@ -134,7 +138,7 @@ class DataConfig:
     limit: int | None = None
     """Items of each split at most, chosen at random."""
 
-    def to_arguments(self) -> dict[str, object]:
+    def to_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `load_data`.
 
         Raises:

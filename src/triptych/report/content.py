@@ -7,20 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from triptych.evaluation.neighbours import Neighbours
 from triptych.evaluation.results import Table
 from triptych.spaces import Space
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Samples beside the training items nearest to them."""
-
-    queries: np.ndarray
-    """(M, *space.shape): samples."""
-    nearest: np.ndarray
-    """(M, K, *space.shape): the K nearest training items of each, nearest first."""
-    distances: np.ndarray
-    """(M, K): Euclidean distances, on data scaled to 0 .. 1 (images) or data units (points)."""
 
 
 @dataclass(frozen=True)

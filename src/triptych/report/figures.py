@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from triptych.data.pictures import image_grid
-from triptych.report.content import Neighbours, ReportContent
+from triptych.evaluation.neighbours import Neighbours
+from triptych.report.content import ReportContent
 from triptych.report.html import Html, element, fragment
 from triptych.report.plot import Plot, legend
 from triptych.spaces import ImageSpace, PointSpace

@@ -45,11 +45,12 @@ class TrainingProgress:
                 TextColumn("[dim]{task.fields[losses]}"),
                 console=console,
             )
-            self.task = self.bar.add_task(escape(title), total=1.0, completed=progress, left="?", losses="")
+            self.task = self.bar.add_task(escape(title), total=1.0, left="?", losses="")
 
     def __enter__(self) -> TrainingProgress:
         if self.bar:
             self.bar.start()
+            self.bar.update(self.task, completed=self.start_progress)
         return self
 
     def __exit__(

@@ -91,13 +91,14 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path)
     Raises:
         InputError: Naming the first field that differs.
     """
+
     # The checksum says whether the data is the same; where it was read from may change.
-    parts = []
-    for config in (saved, given):
+    def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
         part = {key: config.get(key) for key in COMPARED}
-        part["data"] = {key: value for key, value in (part["data"] or {}).items() if key not in ("source", "name")}
-        parts.append(part)
-    difference = first_difference(*parts)
+        part["data"] = {key: value for key, value in config.get("data", {}).items() if key not in ("source", "name")}
+        return part
+
+    difference = first_difference(decisive(saved), decisive(given))
     if difference:
         raise InputError(f"{folder} cannot be resumed: {difference}. Give the same settings, or another --out.")
 

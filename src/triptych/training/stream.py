@@ -29,9 +29,9 @@ class BatchStream:
     ) -> None:
         self.split, self.batch_size, self.seed, self.device, self.position = split, batch_size, seed, device, position
         self.items: Tensor | None = None
-        in_memory = isinstance(split.items, np.ndarray) and not isinstance(split.items, np.memmap)
-        if in_memory and split.items.nbytes <= IN_MEMORY_BYTES:
-            self.items = torch.from_numpy(split.items).to(device)
+        items = split.items
+        if isinstance(items, np.ndarray) and not isinstance(items, np.memmap) and items.nbytes <= IN_MEMORY_BYTES:
+            self.items = torch.from_numpy(items).to(device)
         self.labels = torch.from_numpy(split.labels).to(device) if use_labels and split.labels is not None else None
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 

@@ -65,16 +65,20 @@ class Cost:
     disk_bytes: int
     n_parameters: int
 
-    def describe(self, budget: Budget, batch_size: int, images_per_step: int) -> str:
-        """The estimate in a sentence."""
+    images_per_step: int
+    """Training items of all phases of a step."""
+
+    def describe(self, budget: Budget) -> str:
+        """The estimate for a budget, in a sentence."""
         if budget.unit == "seconds":
             plan = f"about {max(1, budget.amount / self.seconds_per_step):,.0f} steps in {duration(budget.amount)}"
         else:
-            steps = budget.amount if budget.unit == "steps" else budget.amount / images_per_step
+            steps = budget.amount if budget.unit == "steps" else budget.amount / self.images_per_step
             plan = f"about {duration(steps * self.seconds_per_step)} for {steps:,.0f} steps"
         return (
-            f"{self.n_parameters:,} parameters; {plan} ({self.seconds_per_step * 1000:.3g} ms a step, batch"
-            f" {batch_size}), {self.memory_bytes / 2**30:.1f} GiB of memory, {self.disk_bytes / 2**20:.0f} MiB on disk"
+            f"{self.n_parameters:,} parameters; {plan} ({self.seconds_per_step * 1000:.3g} ms a step of"
+            f" {self.images_per_step} items), {self.memory_bytes / 2**30:.1f} GiB of memory,"
+            f" {self.disk_bytes / 2**20:.0f} MiB on disk"
         )
 
 
@@ -108,6 +112,7 @@ class Trainer:
         folder: Path,
         console: Console | None = None,
     ) -> None:
+        config = config.resolved(len(dataset.train))
         self.dataset, self.config, self.folder, self.console = dataset, config, folder, console
         self.budget = Budget.parse(config.budget)
         self.checkpoint_every = Budget.parse(config.checkpoint_every)
@@ -190,12 +195,21 @@ class Trainer:
         return rates
 
     def _update_ema(self) -> None:
+        if self.config.ema_decay == 0:
+            return  # `_averaged` copies the weights when they are wanted.
         # The decay rises with the steps, or the first weights would weigh on a short training to its end.
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self._ema_parameters, self._parameters, 1 - decay)
-            for average, current in self._buffers:
+
+    def _averaged(self) -> GenerativeModel:
+        """The model with averaged weights, its buffers up to date."""
+        with torch.no_grad():
+            if self.config.ema_decay == 0:
+                torch._foreach_copy_(self._ema_parameters, self._parameters)
+            for average, current in zip(self.ema.buffers(), self.model.buffers(), strict=True):
                 average.copy_(current)
+        return self.ema
 
     # ---- what it will cost
 
@@ -220,7 +234,8 @@ class Trainer:
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         # Checkpoint: weights, their average, the best ones and Adam's two moments; and model.safetensors.
-        return Cost(seconds, memory, 6 * 4 * n_parameters, n_parameters)
+        images_per_step = self.config.batch_size * sum(phase.steps for phase in phases)
+        return Cost(seconds, memory, 6 * 4 * n_parameters, n_parameters, images_per_step)
 
     def _synchronize(self) -> None:
         if self.fabric.device.type == "cuda":
@@ -240,12 +255,7 @@ class Trainer:
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         if isinstance(self.model, Estimated):
             return self._estimate(self.model)
-        self.model.train()
-        optimizers: list[Any] = [self._optimizer(phase) for phase in self.phases]
-        wrapped, *optimizers = self.fabric.setup(self.model, *optimizers)
-        wrapped.mark_forward_method("loss")
-        self._parameters, self._ema_parameters = list(self.model.parameters()), list(self.ema.parameters())
-        self._buffers = list(zip(self.ema.buffers(), self.model.buffers(), strict=True))
+        wrapped, optimizers = self._set_up()
         if resume:
             self._restore(optimizers)
         records = Records(self.folder / "metrics.jsonl", self.metrics_bytes)
@@ -253,18 +263,26 @@ class Trainer:
         try:
             with TrainingProgress(self.folder.name, self.console, self._progress()) as bar, self._catch_signals():
                 if not resume:
-                    self._film(records, 0.0)
+                    self._film(records, 0.0, self._averaged())
                     self._save(optimizers, records)
                 reason = self._loop(wrapped, optimizers, records, bar)
             self._save(optimizers, records, finished=True)
             summary = self._finish(reason)
-            self._film(records, 1.0)
+            self._film(records, 1.0, self.ema)
             records.append({**self._where(), "event": "finished", "reason": reason, "best_step": summary.best_step})
             records.flush()
         finally:
             records.close()
             self.model.requires_grad_(True)
         return summary
+
+    def _set_up(self) -> tuple[Any, list[Any]]:
+        """The model and an optimiser for each phase, as Fabric wraps them."""
+        wrapped, *optimizers = self.fabric.setup(self.model.train(), *(self._optimizer(phase) for phase in self.phases))
+        wrapped.mark_forward_method("loss")
+        self._parameters: list[Tensor] = [*self.model.parameters()]
+        self._ema_parameters: list[Tensor] = [*self.ema.parameters()]
+        return wrapped, optimizers
 
     @contextmanager
     def _catch_signals(self) -> Iterator[None]:
@@ -307,7 +325,7 @@ class Trainer:
                 bar.update(progress, self.step, {k: v for k, v in means.items() if not k.startswith("gradient_norm/")})
                 self.sums, self.since = {}, 0
             if film:
-                self._film(records, progress)
+                self._film(records, progress, self._averaged())
             if validate and not self._validate(records, progress):
                 return "no improvement"
             if self._checkpoint_due():
@@ -371,16 +389,15 @@ class Trainer:
         """Under a clock, work beside the training may take an eighth of the time: the next must wait."""
         self.pause_until = max(self.pause_until, self._seconds() + 7 * (time.perf_counter() - start))
 
-    def _film(self, records: Records, progress: float) -> None:
-        """Draws samples with the averaged weights, the same noise each time, and saves them as picture and array."""
+    def _film(self, records: Records, progress: float, model: GenerativeModel) -> None:
+        """Draws samples, with the same noise each time, and saves them as picture and array."""
         start = time.perf_counter()
         while self.n_films < len(FILM_AT) and progress >= FILM_AT[self.n_films]:
             self.n_films += 1
         noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed + 1)
-        n_classes = self.ema.n_classes
-        labels = torch.arange(FILM_ITEMS, device=self.fabric.device) % n_classes if n_classes else None
+        labels = torch.arange(FILM_ITEMS, device=self.fabric.device) % model.n_classes if model.n_classes else None
         with torch.no_grad(), self.fabric.autocast():
-            items = self.ema.sample(FILM_ITEMS, labels=labels, generator=noise).cpu().numpy()
+            items = model.sample(FILM_ITEMS, labels=labels, generator=noise).cpu().numpy()
         stem = self.folder / "samples" / f"step-{self.step:08d}"
         np.save(stem.with_suffix(".npy"), items)
         save_items(items, self.dataset.space, stem.with_suffix(".png"))
@@ -395,7 +412,7 @@ class Trainer:
             and progress >= (self.n_validations + 1) / self.config.validations
         ):
             self.n_validations += 1
-        nll = self.validation_nll(self.ema)
+        nll = self.validation_nll(self._averaged())
         unit = "nats_per_image" if self.ema.measure == "discrete" else "nats_per_point"
         records.append({**self._where(), f"valid/nll_{unit}": nll})
         if self.best is None or nll < self.best["nll"]:
@@ -445,7 +462,7 @@ class Trainer:
                 "position": self.stream.position,
                 "seconds": self._seconds(),
                 "model": self.model.state_dict(),
-                "ema": self.ema.state_dict(),
+                "ema": self._averaged().state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "noise": self.noise.get_state(),
                 "torch_rng": torch.get_rng_state(),
@@ -483,6 +500,7 @@ class Trainer:
         self.last_checkpoint_step = self.step
 
     def _finish(self, reason: EndReason) -> Summary:
+        self._averaged()
         if self.best is not None:
             self.ema.load_state_dict(self.best["state"])
         return Summary(
@@ -521,7 +539,7 @@ class Trainer:
             nll = self.validation_nll(self.ema)
             unit = "nats_per_image" if model.measure == "discrete" else "nats_per_point"
             records.append({**self._where(), f"valid/nll_{unit}": nll})
-            self._film(records, 1.0)
+            self._film(records, 1.0, self.ema)
             records.append({**self._where(), "event": "finished", "reason": reason, "best_step": self.step})
             records.flush()
         finally:

@@ -120,10 +120,11 @@ class GAN(ImplicitDensity):
 
     def phases(self) -> tuple[Phase, ...]:
         judge = [self.discriminator, self.verdict, *([self.class_verdict] if self.class_verdict else [])]
-        adam = {"learning_rate": 1e-3 if isinstance(self.space, PointSpace) else 4e-4, "betas": (0.0, 0.99)}
+        rate, betas = 1e-3 if isinstance(self.space, PointSpace) else 4e-4, (0.0, 0.99)
+        judges = tuple(p for module in judge for p in module.parameters())
         return (
-            Phase("discriminator", tuple(p for m in judge for p in m.parameters()), self.critic_steps, **adam),
-            Phase("generator", tuple(self.generator.parameters()), **adam),
+            Phase("discriminator", judges, self.critic_steps, learning_rate=rate, betas=betas),
+            Phase("generator", tuple(self.generator.parameters()), learning_rate=rate, betas=betas),
         )
 
     def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:

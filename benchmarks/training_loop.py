@@ -1,0 +1,127 @@
+"""What the training loop costs over a plain PyTorch loop of the same network, batch and optimiser.
+
+Both loops run in turn, in blocks of steps, in one process; each pair of blocks gives a ratio of times, and their median
+is printed with an interval. Both are measured bare (forward, backward, Adam) and with what the loop does by default on
+top, written by hand in the plain loop: gradient clipping and a moving average of the weights.
+
+    python benchmarks/training_loop.py --models pixel_cnn vae gan --data digits
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import triptych
+from triptych.config import Budget, TrainConfig
+from triptych.data.dataset import Dataset
+from triptych.models.base import Batch, GenerativeModel
+from triptych.training.files import Records
+from triptych.training.progress import TrainingProgress
+from triptych.training.trainer import FILM_AT, Trainer
+
+
+def plain_loop(model: GenerativeModel, data: Dataset, same_work: bool) -> Callable[[int], None]:
+    """A hand-written loop over the model's phases; returns a function that runs so many cycles of it."""
+    x = torch.from_numpy(data.train.read()[0])
+    phases = model.phases()
+    optimizers = [torch.optim.AdamW(p.parameters, lr=p.learning_rate, betas=p.betas, fused=True) for p in phases]
+    average = copy.deepcopy(model).requires_grad_(False)
+    order, position = torch.randperm(len(x)), 0
+
+    def run(n_cycles: int) -> None:
+        nonlocal order, position
+        for _ in range(n_cycles):
+            for phase, optimizer in zip(phases, optimizers, strict=True):
+                if len(phases) > 1:
+                    model.requires_grad_(False)
+                    for parameter in phase.parameters:
+                        parameter.requires_grad_(True)
+                for _ in range(phase.steps):
+                    if position + 64 > len(x):
+                        order, position = torch.randperm(len(x)), 0
+                    batch = x[order[position : position + 64]]
+                    position += 64
+                    loss = model.loss(Batch(batch), phase.name)
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.total.backward()
+                    if same_work:
+                        torch.nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+                    optimizer.step()
+            if same_work:
+                with torch.no_grad():
+                    torch._foreach_lerp_([*average.parameters()], [*model.parameters()], 0.001)
+
+    return run
+
+
+def our_loop(model: GenerativeModel, data: Dataset, folder: Path, bare: bool) -> Callable[[int], None]:
+    """The trainer's own loop, a block at a time; validations, grids and checkpoints are off."""
+    settings: dict[str, Any] = {"clip_norm": 0.0, "ema_decay": 0.0} if bare else {}
+    config = TrainConfig(budget="1steps", validations=0, checkpoint_every="1000000steps", **settings)
+    trainer = Trainer(model, data, config, folder)
+    wrapped, optimizers = trainer._set_up()
+    trainer.n_films = len(FILM_AT)
+    records, bar = Records(folder / "metrics.jsonl"), TrainingProgress("", None)
+
+    def run(n_cycles: int) -> None:
+        trainer.budget = Budget("steps", trainer.step + n_cycles)
+        trainer._loop(wrapped, optimizers, records, bar)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["pixel_cnn", "vae", "gan"])
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of blocks")
+    parser.add_argument("--steps", type=int, default=20, help="steps in a block")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    data = triptych.load_data(arguments.data)
+    for name in arguments.models:
+        for bare in (True, False):
+            with tempfile.TemporaryDirectory() as folder:
+                torch.manual_seed(0)
+                model = triptych.create_model(name, data.space)
+                loops = {
+                    "plain": plain_loop(copy.deepcopy(model), data, same_work=not bare),
+                    "ours": our_loop(copy.deepcopy(model), data, Path(folder), bare),
+                }
+                ratios = []
+                for pair in range(arguments.pairs + 1):
+                    seconds = {}
+                    for loop in sorted(loops, reverse=pair % 2 == 0):
+                        start = time.perf_counter()
+                        loops[loop](arguments.steps)
+                        seconds[loop] = time.perf_counter() - start
+                    if pair:  # the first pair warms up
+                        ratios.append(seconds["ours"] / seconds["plain"])
+            ratios.sort()
+            # Ranks of the 95 % interval of a median (binomial, normal approximation).
+            spread = 0.98 * len(ratios) ** 0.5
+            low, high = (
+                ratios[int(len(ratios) / 2 - spread)],
+                ratios[min(len(ratios) - 1, int(len(ratios) / 2 + spread))],
+            )
+            what = "bare" if bare else "with clipping and averaging"
+            print(
+                f"{name} on {data.name}, {what}: {statistics.median(ratios):.3f} of the plain loop's time"
+                f" (95 % interval of the median {low:.3f} .. {high:.3f}, {len(ratios)} pairs of {arguments.steps}"
+                f" steps, {seconds['plain'] / arguments.steps * 1000:.1f} ms a step)",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

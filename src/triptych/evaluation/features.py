@@ -1,0 +1,265 @@
+"""Maps from items to feature vectors, in which the distances between data and samples are measured.
+
+A distance is named after its extractor ('FD (random features)'), because values of different extractors have nothing
+to do with each other. None of these needs a download.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from triptych.data.dataset import Dataset, Split
+from triptych.errors import InputError
+from triptych.spaces import ImageSpace, PointSpace
+
+_BATCH_SIZE = 256
+
+
+class FeatureExtractor(Protocol):
+    """What the two-sample metrics ask of an extractor."""
+
+    key: str
+    """Suffix of the columns that use it: 'random' makes 'fd_random'."""
+    name: str
+    """Which one it is, with a version: values of equal names can be compared."""
+    description: str
+    """A sentence for the protocol of a column."""
+    n_features: int
+    """Length of a feature vector."""
+
+    def __call__(self, items: np.ndarray) -> np.ndarray:
+        """Features of items (N, *space.shape), float64, (N, n_features). Each depends on its own item alone."""
+        ...
+
+
+class RandomConvFeatures:
+    """Convolutions with random weights that never change: a fixed yardstick for images of any size and kind.
+
+    Each stage convolves (3x3, 16 channels, ReLU) and halves the resolution. The features are the mean of every
+    stage's channels, which see texture and sharpness, and the last stage on a 2x2 grid, which sees the layout. Half of
+    the first filters have zero mean: flat brightness would drown fine detail otherwise. Features are few (80 to 128),
+    so that some hundred images determine their covariance.
+
+    Arguments:
+        space: Images from 2x2 up; palette images are seen in their colours.
+        seed: Of the weights. Distances with different seeds are on different scales.
+    Source:
+        Naeem et al. 2020, arXiv:2002.09797, sec. 4 (random embeddings for data far from ImageNet). Differs: a small
+        network of several scales instead of VGG16.
+    """
+
+    key = "random"
+
+    def __init__(self, space: ImageSpace, seed: int = 0, *, device: torch.device | str = "cpu") -> None:
+        self.space, self.device = space, torch.device(device)
+        width = 16
+        # Down to about 2x2 (8x8: 2 stages, 28x28: 3, 32x32 and more: 4).
+        n_stages = min(4, max(1, min(space.height, space.width).bit_length() - 2))
+        generator = Generator().manual_seed(seed)  # on the CPU, so that every device has the same weights
+        self._stages: list[tuple[Tensor, Tensor]] = []
+        n_in = _n_channels(space)
+        for stage in range(n_stages):
+            weight = torch.randn(width, n_in, 3, 3, generator=generator) * math.sqrt(2 / (9 * n_in))
+            bias = 0.3 * torch.randn(width, generator=generator)
+            if stage == 0:
+                detail = slice(0, width // 2)
+                weight[detail] -= weight[detail].mean(dim=(2, 3), keepdim=True)
+                bias[detail] = 0
+            self._stages.append((weight.to(self.device), bias.to(self.device)))
+            n_in = width
+        self.n_features = width * (n_stages + 4)
+        self.name = f"random-conv-v1-seed{seed}"
+        self.description = (
+            f"{self.n_features} features of a {n_stages}-stage convolutional network with fixed random weights "
+            f"({self.name}; after Naeem et al. 2020)"
+        )
+
+    @torch.no_grad()
+    def __call__(self, items: np.ndarray) -> np.ndarray:
+        return _in_batches(self._features, items, self.space, self.device)
+
+    def _features(self, x: Tensor) -> Tensor:
+        features = []
+        for weight, bias in self._stages:
+            x = F.relu(F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight, bias))  # (N, 16, h, w)
+            features.append(x.mean(dim=(2, 3)))
+            x = F.avg_pool2d(x, (min(2, x.shape[2]), min(2, x.shape[3])))  # (N, 16, h/2, w/2)
+        features.append(F.adaptive_avg_pool2d(x, 2).flatten(1))
+        return torch.cat(features, dim=1)
+
+
+class ClassifierFeatures:
+    """The last hidden layer of a small classifier of the data set's own labels: features that know what matters in it.
+
+    Made by `train`. Values depend on the training of this classifier: compare rows of one table, not of two. What the
+    labels do not need it may not see: noise can fall among the data, so read precision and recall beside the noise row.
+
+    Arguments:
+        accuracy: Share of the test split that the classifier gets right.
+    """
+
+    key = "classifier"
+
+    def __init__(self, space: ImageSpace, network: _Classifier, accuracy: float, device: torch.device | str) -> None:
+        self.space, self.device, self.accuracy = space, torch.device(device), accuracy
+        self._network = network.eval()
+        self.n_features = network.n_features
+        self.name = "classifier-v1"
+        self.description = (
+            f"{self.n_features} features of the last hidden layer of a convolutional classifier trained on the train "
+            f"split's labels and selected on the valid split ({self.name}; test accuracy {100 * accuracy:.1f} %)"
+        )
+
+    @classmethod
+    def train(
+        cls, dataset: Dataset, *, seed: int = 0, max_steps: int | None = None, device: torch.device | str = "cpu"
+    ) -> ClassifierFeatures:
+        """Trains on batches of 128, keeping the best of five looks at the valid split.
+
+        The effort is counted in steps, not seconds, so that a run repeats.
+
+        Arguments:
+            seed: Of the weights and the order of the data.
+            max_steps: By default 300 for fewer than 10,000 training images and 800 for more: seconds to about a
+                minute on two cores at sizes up to 32x32.
+            device: Where the classifier trains and stays.
+        Raises:
+            InputError: If the data are no images, have no labels in some split, or have less than two classes.
+        """
+        if max_steps is None:
+            max_steps = 300 if len(dataset.train) < 10_000 else 800
+        if max_steps < 1:
+            raise InputError(f"max_steps is {max_steps}; it must be at least 1.")
+        if not isinstance(dataset.space, ImageSpace):
+            raise InputError(f"Classifier features need images; {dataset.name!r} holds {dataset.space}.")
+        if dataset.n_classes < 2 or any(split.labels is None for split in dataset.splits.values()):
+            raise InputError(f"Classifier features need labels of two or more classes; {dataset.name!r} has none.")
+        device = torch.device(device)
+        space, train = dataset.space, dataset.train
+        network = _Classifier(space, dataset.n_classes, Generator().manual_seed(seed)).to(device)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _one_cycle((step + 0.5) / max_steps))
+        rng = np.random.Generator(np.random.PCG64(seed))
+        order = np.empty(0, dtype=np.int64)
+        best_accuracy, best_state = -1.0, network.state_dict()
+        for step in range(1, max_steps + 1):
+            if len(order) == 0:
+                order = rng.permutation(len(train))
+            index, order = order[:128], order[128:]
+            items, labels = train.read(index)
+            loss = F.cross_entropy(network(_scaled(items, space, device)), torch.as_tensor(labels, device=device))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            if step % max(1, max_steps // 5) == 0 or step == max_steps:
+                accuracy = _accuracy(network, dataset.valid, space, device)
+                if accuracy >= best_accuracy:  # the later of two equals has the lower learning rate behind it
+                    best_accuracy = accuracy
+                    best_state = {name: value.clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(best_state)
+        return cls(space, network, _accuracy(network, dataset.test, space, device), device)
+
+    @torch.no_grad()
+    def __call__(self, items: np.ndarray) -> np.ndarray:
+        return _in_batches(self._network.features, items, self.space, self.device)
+
+
+class Coordinates:
+    """Points as their own features, standardised with the centre and scale of the training data."""
+
+    key = "coordinates"
+    name = "coordinates-v1"
+
+    def __init__(self, space: PointSpace) -> None:
+        self.space = space
+        self.n_features = space.dim
+        self.description = f"the {space.dim} coordinates, standardised by the training data ({self.name})"
+
+    def __call__(self, items: np.ndarray) -> np.ndarray:
+        center = np.zeros(self.space.dim) if self.space.center is None else np.asarray(self.space.center)
+        standardised: np.ndarray = (np.asarray(items, dtype=np.float64) - center) / self.space.scale
+        return standardised
+
+
+class _Classifier(nn.Module):
+    """Three convolutional stages, then mean and 2x2 maxima. Normalises each image by itself: no batch statistics."""
+
+    n_features = 64
+
+    def __init__(self, space: ImageSpace, n_classes: int, generator: Generator) -> None:
+        super().__init__()
+        n_in = _n_channels(space)
+        layers: list[nn.Module] = []
+        with torch.random.fork_rng(devices=[]):  # layers draw default weights from PyTorch's own generator: leave it
+            for stage, width in enumerate((32, 64, 128)):
+                # Large images are halved at once: a full-resolution stage would cost more than all others.
+                stride = 1 if stage == 0 and min(space.height, space.width) < 16 else 2
+                layers += [nn.Conv2d(n_in, width, 3, stride, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
+                if stage > 0:
+                    layers += [nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
+                n_in = width
+            self.body = nn.Sequential(*layers)
+            self.hidden = nn.Linear(5 * n_in, self.n_features)
+            self.head = nn.Linear(self.n_features, n_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                assert module.bias is not None  # for the type checker: all layers here have one
+                nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.head.weight)  # start from equal probabilities
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.body(x)  # (N, 128, h/4, w/4), or h/8 of large images
+        pooled = torch.cat([x.mean(dim=(2, 3)), F.adaptive_max_pool2d(x, 2).flatten(1)], dim=1)  # (N, 640)
+        # Of unit variance, each by itself: without, some images far from the others decide a distance on their own.
+        return F.layer_norm(self.hidden(pooled), (self.n_features,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+
+def _one_cycle(progress: float) -> float:
+    """Share of the learning rate: up in a line over the first fifth of the training, then down in a cosine to 0."""
+    return progress / 0.2 if progress < 0.2 else (1 + math.cos(math.pi * min(1.0, (progress - 0.2) / 0.8))) / 2
+
+
+def _n_channels(space: ImageSpace) -> int:
+    return 3 if space.palette is not None else space.channels
+
+
+def _scaled(items: np.ndarray, space: ImageSpace, device: torch.device) -> Tensor:
+    """Images (N, C, H, W) as float32 in -1 .. 1; palette images in RGB, (N, 3, H, W)."""
+    if space.palette is not None:
+        colours = np.asarray(space.palette, dtype=np.float32)  # (levels, 3)
+        return torch.tensor(colours[items[:, 0]].transpose(0, 3, 1, 2) / 127.5 - 1, device=device)
+    return torch.tensor(items.astype(np.float32) * (2 / (space.levels - 1)) - 1, device=device)
+
+
+def _in_batches(features: _Function, items: np.ndarray, space: ImageSpace, device: torch.device) -> np.ndarray:
+    space.check(items)
+    parts = [
+        features(_scaled(items[start : start + _BATCH_SIZE], space, device)).double().cpu().numpy()
+        for start in range(0, len(items), _BATCH_SIZE)
+    ]
+    return np.concatenate(parts)
+
+
+class _Function(Protocol):
+    def __call__(self, x: Tensor, /) -> Tensor: ...
+
+
+@torch.no_grad()
+def _accuracy(network: _Classifier, split: Split, space: ImageSpace, device: torch.device) -> float:
+    n_right = 0
+    for start in range(0, len(split), _BATCH_SIZE):
+        items, labels = split.read(slice(start, start + _BATCH_SIZE))
+        n_right += int((network(_scaled(items, space, device)).argmax(1).cpu().numpy() == labels).sum())
+    return n_right / len(split)

@@ -1,0 +1,282 @@
+"""The Python interface, used as a person would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import triptych
+from triptych import InputError
+from triptych.data.dataset import Dataset
+from triptych.models.base import TractableDensity
+
+QUICK: dict[str, Any] = {"budget": "4steps", "batch_size": 8, "validations": 2, "verbose": False}
+NET: dict[str, Any] = {"hidden": 8, "n_blocks": 1}
+
+
+@pytest.fixture
+def run(tiny: Dataset, tmp_path: Path) -> Path:
+    """A run folder of a small PixelCNN."""
+    triptych.fit("pixel_cnn", tiny, out=tmp_path / "run", **QUICK, **NET)
+    return tmp_path / "run"
+
+
+def test_fit_gives_a_model_and_load_the_same(tiny: Dataset, tmp_path: Path) -> None:
+    model = triptych.fit("pixel_cnn", tiny, out=tmp_path / "run", **QUICK, **NET)
+    assert isinstance(model, TractableDensity)
+    assert not model.training
+    x = torch.from_numpy(np.asarray(tiny.test.read()[0]))
+    loaded = triptych.load(tmp_path / "run")
+    assert isinstance(loaded, TractableDensity)
+    with torch.no_grad():
+        assert torch.equal(model.log_prob(x), loaded.log_prob(x))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"] == "pixel_cnn"
+    assert config["options"] == NET
+    assert config["data"]["checksum"] == tiny.checksum
+    assert config["train"]["budget"] == "4steps"
+    assert {"torch", "python", "processor"} <= set(config["environment"])
+    assert {file.name for file in (tmp_path / "run").iterdir()} == {
+        "checkpoint.pt",
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "samples",
+        "summary.json",
+    }
+
+
+def test_fit_does_not_disturb_the_callers_generator(tiny: Dataset, tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    triptych.fit("vae", tiny, out=tmp_path / "run", **QUICK, hidden=8)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_default_folders_do_not_collide(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        triptych.fit("vae", tiny, **QUICK, hidden=8)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["vae-tiny", "vae-tiny-2"]
+
+
+def test_arrays_are_data(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 2, (60, 9, 8))
+    model = triptych.fit("vae", images, out=tmp_path / "run", **QUICK, hidden=8)
+    assert model.space == triptych.ImageSpace(1, 9, 8, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "word"),
+    [
+        ("pixelcnn", {}, "Did you mean 'pixel_cnn'"),
+        ("vae", {"n_latent": 3}, "Did you mean 'n_latents'"),
+        ("vae", {"bugdet": "3s"}, "Did you mean 'budget'"),
+        ("vae", {"budget": "0"}, "Budget"),
+        ("vae", {"n_latents": "x"}, "n_latents"),
+        ("vae", {"resume": True}, "run folder"),
+    ],
+)
+def test_fit_refuses_before_anything_is_written(
+    model: str, settings: dict[str, Any], word: str, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=word) as error:
+        triptych.fit(model, tiny, **{**QUICK, **settings})
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fit_refuses_a_taken_folder_and_labels_that_are_not_there(tiny: Dataset, tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("keep me")
+    with pytest.raises(InputError, match="not empty"):
+        triptych.fit("vae", tiny, out=tmp_path, **QUICK)
+    with pytest.raises(InputError, match="no labels"):
+        triptych.fit("vae", np.zeros((30, 8, 8), np.uint8), out=tmp_path / "run", conditional=True, **QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+class TestResume:
+    def test_goes_on_from_the_folder_alone(self, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        whole = triptych.fit("vae", "digits", out=tmp_path / "whole", **QUICK, hidden=8)
+        triptych.fit("vae", "digits", out=folder, **QUICK, hidden=8)
+        (folder / "summary.json").unlink()  # as if it had been killed at the very end
+        (folder / "model.safetensors").unlink()
+        resumed = triptych.resume(folder, verbose=False)
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(a, b)
+
+    def test_a_finished_run_is_left_as_it_is(self, run: Path, tiny: Dataset) -> None:
+        before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
+        triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)
+        assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+    @pytest.mark.parametrize(
+        ("change", "word"),
+        [
+            ({"batch_size": 4}, "train.batch_size was 8 and is now 4"),
+            ({"seed": 7}, "train.seed was 0 and is now 7"),
+            ({"hidden": 4}, "options.hidden was 8 and is now 4"),
+            ({"conditional": True}, "n_classes was 0 and is now 2"),
+        ],
+    )
+    def test_refuses_other_settings(self, change: dict[str, Any], word: str, run: Path, tiny: Dataset) -> None:
+        with pytest.raises(InputError, match=word):
+            triptych.fit("pixel_cnn", tiny, out=run, resume=True, **{**QUICK, **NET, **change})
+
+    def test_refuses_other_data_and_models(self, run: Path, tiny: Dataset) -> None:
+        other = triptych.load_data(np.asarray(tiny.train.items)[:, 0] % 4, levels=4)
+        with pytest.raises(InputError, match=r"data\.checksum"):
+            triptych.fit("pixel_cnn", other, out=run, resume=True, **QUICK, **NET)
+        with pytest.raises(InputError, match="model was 'pixel_cnn' and is now 'vae'"):
+            triptych.fit("vae", tiny, out=run, resume=True, **QUICK, **NET)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_an_incomplete_run_is_told_by_its_missing_file(name: str, run: Path) -> None:
+    (run / name).unlink()
+    with pytest.raises(InputError, match=name):
+        triptych.load(run)
+
+
+def test_a_run_that_is_none_is_told(tmp_path: Path, run: Path) -> None:
+    with pytest.raises(InputError, match="no run folder"):
+        triptych.load(tmp_path / "nothing")
+    (run / "config.json").write_text('{"format": 99}')
+    with pytest.raises(InputError, match="format 99"):
+        triptych.load(run)
+    (run / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="not the configuration"):
+        triptych.load(run)
+
+
+class TestSample:
+    def test_writes_what_the_suffix_says(self, run: Path, tmp_path: Path) -> None:
+        items = triptych.sample(run, 5, seed=1, out=tmp_path / "s.npz")
+        assert items.shape == (5, 1, 8, 8)
+        assert np.array_equal(np.load(tmp_path / "s.npz")["images"], items)
+        assert np.array_equal(triptych.sample(run, 5, seed=1), items)
+        assert not np.array_equal(triptych.sample(run, 5, seed=2), items)
+        triptych.sample(run, 5, seed=1, out=tmp_path / "s.npy")
+        assert np.array_equal(np.load(tmp_path / "s.npy"), items)
+        triptych.sample(run, 5, out=tmp_path / "s.png")
+        with Image.open(tmp_path / "s.png") as picture:
+            assert picture.width > 3 * 32
+        triptych.sample(run, 5, seed=1, out=tmp_path / "pngs")
+        assert len(list((tmp_path / "pngs").glob("*.png"))) == 5
+        with Image.open(tmp_path / "pngs" / "000000.png") as picture:  # 4 levels over 0 .. 255
+            assert np.array_equal(np.asarray(picture)[..., 0], items[0, 0] * 85)
+
+    @pytest.mark.parametrize(
+        ("n", "out", "word"), [(0, None, "at least 1"), (2, "a.jpg", ".png"), (2, "no/such/a.png", "does not exist")]
+    )
+    def test_refuses(self, n: int, out: str | None, word: str, run: Path, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=word):
+            triptych.sample(run, n, out=None if out is None else tmp_path / out)
+
+    def test_labels(self, tiny: Dataset, tmp_path: Path) -> None:
+        model = triptych.fit("vae", tiny, out=tmp_path / "run", conditional=True, **QUICK, hidden=8)
+        assert model.n_classes == 2
+        assert triptych.sample(model, 4).shape == (4, 1, 8, 8)
+        assert triptych.sample(model, 2, labels=[1, 1]).shape == (2, 1, 8, 8)
+        with pytest.raises(InputError, match="labels"):
+            triptych.sample(model, 2, labels=[5, 1])
+
+
+def test_score_is_typed(run: Path, tiny: Dataset, tmp_path: Path) -> None:
+    exact = triptych.score(run, tiny.test)
+    assert (exact.kind, exact.measure, exact.nats.shape) == ("exact", "discrete", (37,))
+    vae = triptych.fit("vae", tiny, out=tmp_path / "vae", **QUICK, hidden=8)
+    bound = triptych.score(vae, np.asarray(tiny.test.items))
+    assert bound.kind == "lower bound"
+    assert triptych.score(vae, tiny.test, n_importance=8).n_samples == 8
+    gan = triptych.fit("gan", tiny, out=tmp_path / "gan", **QUICK, hidden=8)
+    with pytest.raises(InputError, match="no likelihood"):
+        triptych.score(gan, tiny.test)
+    with pytest.raises(InputError, match="shape"):
+        triptych.score(run, np.zeros((2, 1, 7, 7), np.uint8))
+
+
+def test_evaluate_runs(run: Path, tiny: Dataset, tmp_path: Path) -> None:
+    triptych.fit("vae", tiny, out=tmp_path / "vae", **QUICK, hidden=8)
+    table = triptych.evaluate([run, tmp_path / "vae"], tiny, n_importance=4, verbose=False).table
+    rows = {row.name: row.measurements for row in table.rows}
+    assert list(rows) == ["pixel_cnn", "vae", "train vs held-out", "noise"]
+    assert rows["pixel_cnn"]["bits_per_dim"].kind == "exact"
+    assert rows["vae"]["bits_per_dim"].kind == "lower bound"
+    assert rows["pixel_cnn"]["bits_per_dim"].n == 37
+    with pytest.raises(InputError, match="arrays in memory"):
+        triptych.evaluate([run], verbose=False)
+    with pytest.raises(InputError, match="at least one"):
+        triptych.evaluate([], tiny)
+    with pytest.raises(InputError, match="holds 2-D points"):
+        triptych.evaluate([run], "ring8", verbose=False)
+
+
+def test_compare_leaves_everything_and_resumes(tiny: Dataset, tmp_path: Path) -> None:
+    out, names = tmp_path / "all", ["pixel_cnn", "vae", "gan"]
+    options = {"pixel_cnn": NET, "vae": {"hidden": 8}, "gan": {"hidden": 8}}
+    settings: dict[str, Any] = {**QUICK, "n_importance": 2, "options": options}
+    result = triptych.compare(tiny, names, out=out, **settings)
+    assert {path.name for path in out.iterdir()} == {*names, "table.json", "table.csv", "report.html"}
+    assert list(result.models) == names
+    page = (out / "report.html").read_text()
+    assert "PixelCNN" in page
+    assert tiny.checksum in page
+    table = json.loads((out / "table.json").read_text())
+    assert [row["name"] for row in table["rows"]][:3] == ["pixel_cnn", "vae", "gan"]
+    gan = next(row for row in table["rows"] if row["name"] == "gan")
+    assert gan["measurements"]["bits_per_dim"]["value"] is None
+    with pytest.raises(InputError, match="not empty"):
+        triptych.compare(tiny, ["vae"], out=out, **settings)
+    weights = (out / "vae" / "model.safetensors").read_bytes()
+    (out / "gan" / "summary.json").unlink()
+    again = triptych.compare(tiny, names, out=out, resume=True, **settings)
+    assert (out / "vae" / "model.safetensors").read_bytes() == weights
+    for first, second in zip(result.models["gan"].parameters(), again.models["gan"].parameters(), strict=True):
+        assert torch.equal(first, second)
+
+
+def test_compare_points(tiny_points: Dataset, tmp_path: Path) -> None:
+    result = triptych.compare(
+        tiny_points,
+        ["gaussian_mixture", "vae", "gan"],
+        out=tmp_path / "all",
+        conditional=True,
+        n_importance=2,
+        options={"gaussian_mixture": {"n_components": 2}},
+        **QUICK,
+    )
+    rows = {row.name: row.measurements for row in result.table.rows}
+    assert rows["gaussian_mixture"]["nll_nats_per_point"].measure == "continuous"
+    assert rows["gan"]["nll_nats_per_point"].value is None
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "word"),
+    [
+        ([], {}, "at least one"),
+        (["vae", "vae"], {}, "twice"),
+        (["vae", "gann"], {}, "Did you mean 'gan'"),
+        (["vae"], {"vae": {"hiden": 3}}, "Did you mean 'hidden'"),
+    ],
+)
+def test_compare_refuses_before_training(
+    models: list[str], options: dict[str, Any], word: str, tiny: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=word):
+        triptych.compare(tiny, models, out=tmp_path / "all", options=options, **QUICK)
+    assert not (tmp_path / "all").exists()
+
+
+def test_models_are_listed() -> None:
+    assert {"pixel_cnn", "vae", "gan", "gaussian_mixture"} <= set(triptych.list_models())
+    assert triptych.list_models("implicit") == ["gan"]
+    model = triptych.create_model("pixel_cnn", triptych.ImageSpace(channels=1, height=28, width=28, levels=2))
+    assert model.space.n_dims == 784

@@ -1,0 +1,309 @@
+"""The whole table: rows, columns, kinds, references, and what models are given."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from triptych.data.dataset import Dataset, Split, point_space_of
+from triptych.errors import InputError
+from triptych.evaluation.evaluate import Evaluation, evaluate
+from triptych.evaluation.features import RandomConvFeatures
+from triptych.evaluation.results import Table
+from triptych.models.base import (
+    ApproximateDensity,
+    Batch,
+    GenerativeModel,
+    ImplicitDensity,
+    Loss,
+    Phase,
+    TractableDensity,
+)
+from triptych.spaces import ImageSpace, PointSpace
+
+N_TEST = 301  # no multiple of a batch
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    """Small, and sorted by class, as class folders are."""
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    order = np.random.default_rng(0).permutation(len(found.images))
+    items, labels = found.images.astype(np.uint8)[order, None], found.target.astype(np.int64)[order]
+    parts = []
+    for part in np.split(np.arange(900), [500, 900 - N_TEST]):
+        part = part[np.argsort(labels[part], kind="stable")]
+        parts.append(Split(items[part], labels[part]))
+    return Dataset("digits", ImageSpace(1, 8, 8, 17), *parts, tuple("0123456789"))
+
+
+class Untrained(GenerativeModel):
+    """What a model needs and these tests do not."""
+
+    supports = (ImageSpace, PointSpace)
+
+    def phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
+        raise NotImplementedError
+
+
+class Copier(Untrained, ImplicitDensity):
+    """Draws training items; of the wanted class, when conditional."""
+
+    n_latents = 1
+
+    def __init__(self, dataset: Dataset, n_classes: int = 0) -> None:
+        super().__init__(dataset.space, n_classes)
+        items, labels = dataset.train.read()
+        self.items = torch.tensor(items)
+        self.classes = None if labels is None else torch.tensor(labels)
+        self.given: list[Tensor] = []
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        assert not self.training
+        if self.n_classes == 0:
+            assert labels is None
+            return self.items[torch.randint(len(self.items), (n,), generator=generator)]
+        assert labels is not None
+        assert self.classes is not None
+        self.given.append(labels)
+        return torch.stack([self.items[int((self.classes == label).nonzero()[0])] for label in labels])
+
+    def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class Uniform(Untrained, TractableDensity):
+    """Uniform levels."""
+
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        assert isinstance(self.space, ImageSpace)
+        return torch.full((len(x),), -self.space.n_dims * math.log(self.space.levels))
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        return torch.randint(17, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+class Broken(Uniform):
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        nats = super().log_prob(x)
+        nats[0] = math.nan
+        return nats
+
+
+class Bounded(Untrained, ApproximateDensity):
+    """A bound that tightens with every draw, and a perfect reconstruction."""
+
+    def elbo(
+        self, x: Tensor, n_samples: int = 1, *, labels: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        return torch.full((len(x),), -100.0)
+
+    def log_weights(
+        self, x: Tensor, n_samples: int, *, labels: Tensor | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        return torch.full((n_samples, len(x)), -90.0)
+
+    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return x.flatten(1).float()
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return z.view(-1, *self.space.shape).to(torch.uint8)
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        return torch.zeros(n, *self.space.shape, dtype=torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def found(digits: Dataset) -> Evaluation:
+    models = {"uniform": Uniform(digits.space), "bounded": Bounded(digits.space), "copier": Copier(digits)}
+    assert isinstance(digits.space, ImageSpace)
+    return evaluate(models, digits, n_importance=8, extractors=[RandomConvFeatures(digits.space)])
+
+
+def test_rows_and_columns(found: Evaluation) -> None:
+    assert [(row.name, row.panel) for row in found.table.rows] == [
+        ("uniform", "tractable"),
+        ("bounded", "approximate"),
+        ("copier", "implicit"),
+        ("train vs held-out", None),
+        ("noise", None),
+    ]
+    keys = [metric.key for metric in found.table.metrics]
+    assert keys == [
+        "nll_nats_per_image",
+        "bits_per_dim",
+        "negative_elbo_nats_per_image",
+        "fd_random",
+        "kid_random",
+        "precision_random",
+        "recall_random",
+        "samples_per_second",
+    ]
+    assert all(metric.protocol.endswith(".") for metric in found.table.metrics)
+    assert all(set(row.measurements) <= set(keys) for row in found.table.rows)
+    assert Table.from_dict(json.loads(json.dumps(found.table.to_dict()))) == found.table
+
+
+def test_likelihoods_say_what_they_are(found: Evaluation) -> None:
+    uniform, bounded, copier, _, noise = (row.measurements for row in found.table.rows)
+    assert uniform["bits_per_dim"].value == pytest.approx(math.log2(17), rel=1e-5)
+    assert uniform["bits_per_dim"].kind == "exact"
+    assert uniform["bits_per_dim"].n == N_TEST
+    assert noise["bits_per_dim"].value == pytest.approx(math.log2(17))
+    assert str(bounded["nll_nats_per_image"]) == "<= 90.00"
+    assert str(bounded["negative_elbo_nats_per_image"]) == "<= 100.0"
+    assert "negative_elbo_nats_per_image" not in uniform
+    assert str(copier["bits_per_dim"]) == "not defined"
+
+
+def test_distances_rank_the_rows(found: Evaluation) -> None:
+    uniform, _, copier, train, noise = (row.measurements for row in found.table.rows)
+    assert noise["fd_random"].value > 20 * train["fd_random"].value  # type: ignore[operator]
+    assert noise["kid_random"].value > 20 * abs(train["kid_random"].value)  # type: ignore[operator, arg-type]
+    assert uniform["fd_random"].value == pytest.approx(noise["fd_random"].value, rel=0.1)
+    assert copier["fd_random"].value < 3 * train["fd_random"].value  # type: ignore[operator]
+    assert (noise["precision_random"].value, noise["recall_random"].value) == (0, 0)
+    assert train["precision_random"].value > 0.7  # type: ignore[operator]
+    for measurements in (uniform, copier, train, noise):
+        for key in ("fd_random", "kid_random", "precision_random", "recall_random"):
+            measured = measurements[key]
+            assert measured.low is not None
+            assert measured.high is not None
+            assert measured.low <= measured.value <= measured.high  # type: ignore[operator]
+            assert measured.n == N_TEST
+
+
+def test_samples_reconstructions_and_neighbours(found: Evaluation, digits: Dataset) -> None:
+    assert {name: len(items) for name, items in found.samples.items()} == dict.fromkeys(
+        ("uniform", "bounded", "copier"), N_TEST
+    )
+    assert list(found.reconstructions) == ["bounded"]
+    np.testing.assert_array_equal(*found.reconstructions["bounded"])
+    memorised = found.neighbours["copier"]
+    np.testing.assert_array_equal(memorised.distances[:, 0], 0)
+    np.testing.assert_array_equal(memorised.nearest[:, 0], memorised.queries)
+    assert found.neighbours["uniform"].distances.min() > 1
+    speed = found.table.rows[2].measurements["samples_per_second"]
+    assert speed.value is not None
+    assert speed.value > 0
+    assert any("2,000" in note for note in found.notes)
+
+
+def test_conditional_models_draw_the_held_out_labels_in_random_order(digits: Dataset) -> None:
+    model = Copier(digits, n_classes=10).train()
+    found = evaluate({"copier": model}, digits, extractors=[])
+    held_out = digits.test.labels
+    assert held_out is not None
+    drawn = torch.cat(model.given)[:N_TEST].numpy()
+    np.testing.assert_array_equal(np.sort(drawn), np.sort(held_out))
+    assert len(set(drawn[:16])) > 3
+    assert any("log p(x | label)" in note for note in found.notes)
+    assert model.training
+
+
+def test_fewer_samples_and_the_valid_split(digits: Dataset) -> None:
+    assert isinstance(digits.space, ImageSpace)
+    extractors = [RandomConvFeatures(digits.space)]
+    models = {"uniform": Uniform(digits.space)}
+    lines: list[str] = []
+    found = evaluate(models, digits, split="valid", n_samples=20, extractors=extractors, progress=lines.append)
+    row = found.table.rows[0].measurements
+    assert len(found.samples["uniform"]) == row["fd_random"].n == row["precision_random"].n == 20
+    assert row["recall_random"].n == row["bits_per_dim"].n == len(digits.valid)
+    assert "valid split" in found.table.metrics[0].protocol
+    assert any("uniform" in line for line in lines)
+    few = evaluate(models, digits, n_samples=2, extractors=extractors)
+    assert str(few.table.rows[0].measurements["fd_random"]) == "not defined"
+
+
+def test_results_repeat(digits: Dataset) -> None:
+    runs = [evaluate({"copier": Copier(digits)}, digits, n_samples=50, extractors=[], seed=seed) for seed in (0, 0, 1)]
+    samples = [run.samples["copier"] for run in runs]
+    np.testing.assert_array_equal(samples[0], samples[1])
+    assert not np.array_equal(samples[0], samples[2])
+
+
+def test_values_that_are_not_finite_are_noted(digits: Dataset) -> None:
+    found = evaluate({"broken": Broken(digits.space)}, digits, n_samples=10, extractors=[])
+    value = found.table.rows[0].measurements["bits_per_dim"].value
+    assert value is not None
+    assert math.isnan(value)
+    assert any("broken" in note and "2 of 301 values are not finite" in note for note in found.notes)
+
+
+def test_labels_bring_the_classifier(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from triptych.evaluation import evaluate as module
+
+    train = module.ClassifierFeatures.train
+    monkeypatch.setattr(
+        module.ClassifierFeatures, "train", lambda dataset, **given: train(dataset, **given, max_steps=60)
+    )
+    found = evaluate({}, digits)
+    assert [metric.key for metric in found.table.metrics if metric.key.startswith("fd_")] == [
+        "fd_random",
+        "fd_classifier",
+    ]
+    held_out, noise = (row.measurements["fd_classifier"].value for row in found.table.rows)
+    assert held_out is not None
+    assert noise is not None
+    assert noise > 3 * held_out
+
+
+class Gaussian(Untrained, TractableDensity):
+    """N(0, I) in the plane."""
+
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        return -(x**2).sum(1) / 2 - math.log(2 * math.pi)
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        return torch.randn(n, 2, generator=generator)
+
+
+class Diverged(Untrained, ImplicitDensity):
+    n_latents = 1
+
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        return torch.full((n, 2), math.nan)
+
+    def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+def test_points() -> None:
+    points = np.random.default_rng(0).normal(size=(900, 2)).astype(np.float32)
+    splits = [Split(part) for part in np.split(points, [500, 600])]
+    space = point_space_of(points[:500])
+    dataset = Dataset(
+        "plane", space, *splits, log_density=lambda x: -(x**2).sum(axis=1) / 2 - np.log(2 * np.pi).astype(x.dtype)
+    )
+    found = evaluate({"gaussian": Gaussian(PointSpace(2)), "diverged": Diverged(space)}, dataset)
+    rows = {row.name: row.measurements for row in found.table.rows}
+    assert list(rows) == ["gaussian", "diverged", "train vs held-out", "noise", "true density"]
+    truth = rows["true density"]["nll_nats_per_point"]
+    assert (truth.kind, truth.measure) == ("exact", "continuous")
+    assert truth.value == pytest.approx(rows["gaussian"]["nll_nats_per_point"].value, rel=1e-5)
+    assert rows["noise"]["fd_coordinates"].value > 5 * rows["gaussian"]["fd_coordinates"].value  # type: ignore[operator]
+    assert str(rows["diverged"]["fd_coordinates"]) == "not defined"
+    assert "diverged" not in found.neighbours
+    assert any("diverged" in note and "not finite" in note for note in found.notes)
+    assert found.table.metrics[0].key == "nll_nats_per_point"
+
+
+def test_wrong_arguments(digits: Dataset) -> None:
+    model = Uniform(digits.space)
+    with pytest.raises(InputError, match="split"):
+        evaluate({"uniform": model}, digits, split="train")
+    with pytest.raises(InputError, match="n_samples"):
+        evaluate({"uniform": model}, digits, n_samples=0)
+    with pytest.raises(InputError, match="reference"):
+        evaluate({"noise": model}, digits)
+    with pytest.raises(InputError, match="holds"):
+        evaluate({"uniform": Uniform(ImageSpace(1, 8, 8, 16))}, digits)
