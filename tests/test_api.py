@@ -38,7 +38,7 @@ def test_fit_gives_a_model_and_load_the_same(tiny: Dataset, tmp_path: Path) -> N
         assert torch.equal(model.log_prob(x), loaded.log_prob(x))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["model"] == "pixel_cnn"
-    assert config["options"] == NET
+    assert config["options"] == {**NET, "kernel_size": 7, "dropout": 0.2}
     assert config["data"]["checksum"] == tiny.checksum
     assert config["train"]["budget"] == "4steps"
     assert {"torch", "python", "processor"} <= set(config["environment"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def supported() -> list[Any]:
         for title, space in SPACES.items():
             for n_classes in (0, 3):
                 try:
-                    build(name, space, n_classes)
+                    registry.create_model(name, space, n_classes=n_classes)
                 except InputError:
                     continue  # test_unsupported_spaces_are_refused looks at these.
                 cases.append(pytest.param(name, space, n_classes, id=f"{name}, {title}, {n_classes} classes"))
@@ -96,6 +97,19 @@ class TestEveryModel:
         assert model.panel == MODELS[name]
         if isinstance(model, ImplicitDensity):
             assert not any(hasattr(model, method) for method in ("log_prob", "elbo", "log_weights", "encode"))
+
+    def test_stored_options_make_the_same_model(self, name: str, space: Space, n_classes: int) -> None:
+        given = {key: value for key, value in SMALL.items() if key in registry.model_options(name)}
+        for options in ({}, given):
+            model = registry.create_model(name, space, n_classes=n_classes, **options)
+            resolved = registry.resolved_options(name, model)
+            assert None not in resolved.values()
+            assert {key: resolved[key] for key in options} == options
+            json.dumps(resolved)
+            again = registry.create_model(name, space, n_classes=n_classes, **resolved)
+            shapes, shapes_again = ({k: v.shape for k, v in m.state_dict().items()} for m in (model, again))
+            assert shapes == shapes_again
+            assert registry.resolved_options(name, again) == resolved
 
     def test_draws_fit_the_space(self, name: str, space: Space, n_classes: int) -> None:
         model = build(name, space, n_classes)

@@ -24,10 +24,10 @@ from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.likelihood import evaluate_likelihood
 from triptych.files import write_text
 from triptych.models.base import GenerativeModel, Likelihood
-from triptych.models.registry import create_model, find_models, model_options
+from triptych.models.registry import PANELS, create_model, find_models, model_options, resolved_options
 from triptych.spaces import ImageSpace
 from triptych.training.files import read_json, write_json
-from triptych.training.run import check_same, read_run, run_config
+from triptych.training.run import check_same, read_config, read_run, run_config
 
 __all__ = [
     "create_model",
@@ -45,7 +45,13 @@ TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
 
 
 def list_models(panel: str | None = None) -> list[str]:
-    """Names of all models, or of one panel's ('tractable', 'approximate', 'implicit')."""
+    """Names of all models, or of one panel's ('tractable', 'approximate', 'implicit').
+
+    Raises:
+        InputError: If there is no such panel.
+    """
+    if panel is not None and panel not in PANELS:
+        raise InputError(f"There is no panel {panel!r}.{nearest_name(panel, PANELS)} Panels: {', '.join(PANELS)}.")
     return [name for name, its_panel in find_models().items() if panel in (None, its_panel)]
 
 
@@ -95,8 +101,8 @@ def fit(
         if key not in known:
             words = [*known, *TRAIN_FIELDS]
             raise InputError(
-                f"{model} has no option {key!r}, nor has training.{nearest_name(key, words)} Options of {model}:"
-                f" {', '.join(known) or 'none'}."
+                f"{model} has no option {key!r}, nor is it a training setting.{nearest_name(key, words)} Options of"
+                f" {model}: {', '.join(known) or 'none'}. Training settings: {', '.join(TRAIN_FIELDS)}."
             )
     data = data if isinstance(data, Dataset) else load_data(data)
     train = train.resolved(len(data.train))
@@ -112,10 +118,13 @@ def fit(
         torch.manual_seed(train.seed)
         network = create_model(model, data.space, n_classes=n_classes, **options)
         trainer = Trainer(network, data, train, folder, console)
-        config = run_config(model, options, n_classes, data, train)
+        config = run_config(model, resolved_options(model, network), n_classes, data, train)
         if resume:
             check_same(read_json(folder / "config.json"), config, folder)
             if (folder / "summary.json").is_file():
+                if console:
+                    ended = read_json(folder / "summary.json")["reason"]
+                    console.print(f"{folder} is finished ({ended}); nothing to do.", markup=False, highlight=False)
                 return load(folder)
         elif folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
@@ -139,7 +148,7 @@ def resume(run: str | Path, *, verbose: bool = True) -> GenerativeModel:
     Raises:
         InputError: If the folder is incomplete, or the data is no longer what it was.
     """
-    config = read_json(Path(run) / "config.json")
+    config = read_config(Path(run))
     return fit(
         config["model"],
         data_of(config, run),
@@ -260,7 +269,9 @@ def score(
         items = Split(np.asarray(items), None if labels is None else np.asarray(labels, dtype=np.int64))
     likelihood = evaluate_likelihood(model, items, n_importance=n_importance, seed=seed)
     if likelihood is None:
-        raise InputError(f"{type(model).__name__} has no likelihood: it can only sample. Score with a tractable model.")
+        raise InputError(
+            f"{type(model).__name__} has no likelihood: it can only sample. Score with a tractable or approximate one."
+        )
     return likelihood
 
 

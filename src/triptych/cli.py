@@ -157,8 +157,8 @@ class Compare:
 
     source: Source
     """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
-    models: str = "pixel_cnn,vae,gan"
-    """Models, with commas between."""
+    models: Annotated[tuple[str, ...], arg(metavar="MODEL,MODEL,...")] = ("pixel_cnn", "vae", "gan")
+    """Models, with commas or spaces between."""
     out: Path | None = None
     """Folder for the runs, table.json, table.csv and report.html; by default runs/compare-SOURCE."""
     resume: bool = False
@@ -176,7 +176,7 @@ class Compare:
         from triptych.comparison import compare
         from triptych.models.registry import model_options
 
-        names = [name.strip() for name in self.models.split(",") if name.strip()]
+        names = [name for word in self.models for name in word.split(",") if name]
         options: dict[str, dict[str, Any]] = {name: {} for name in names}
         for key, value in parse_settings(self.settings).items():
             model, dot, option = key.partition(".")
@@ -216,7 +216,8 @@ class Models:
                 print(f"{name:18}{panel:13}{summary}")
             return
         print(inspect.getdoc(model_class(self.model)))
-        print("\nDefaults: " + ", ".join(f"{key}={value[1]!r}" for key, value in model_options(self.model).items()))
+        defaults = ", ".join(f"{key}={value[1]!r}" for key, value in model_options(self.model).items())
+        print(f"\nOptions for --set, with their defaults (None: chosen by the data): {defaults}")
 
 
 @dataclass(frozen=True)
@@ -278,15 +279,14 @@ def _load(source: str, config: DataConfig) -> Dataset:
     return load_data(source, **config.to_arguments())
 
 
-def _one_line(box: str) -> str:
-    """The message in the box that tyro prints for a wrong command line, as one line."""
+def _one_line(box: str, verb: str) -> str:
+    """The message in the box that tyro prints for a wrong command line of a verb, as one line."""
     lines = [line.strip("│╭╮╰╯ ─") for line in box.splitlines()]
     title, *lines = [line if line else "" for line in lines]
     message = " ".join(line for line in lines[: lines.index("") if "" in lines else None]) or title
     if "Perhaps you meant:" in lines:
         message += f". Did you mean {lines[lines.index('Perhaps you meant:') + 1].split()[0]}?"
-    help_line = next((line for line in lines if line.endswith("--help")), "triptych --help")
-    return f"{message.rstrip('.')}. See {help_line[help_line.rindex('triptych') :]}".replace("?.", "?")
+    return f"{message.rstrip('.')}. See triptych {verb}--help".replace("?.", "?")
 
 
 def parse(arguments: Sequence[str]) -> Any:
@@ -304,7 +304,8 @@ def parse(arguments: Sequence[str]) -> Any:
             )
     except SystemExit as stop:
         if stop.code:
-            print(f"triptych: {_one_line(box.getvalue())}", file=sys.stderr)
+            verb_name = f"{arguments[0]} " if arguments and arguments[0] in VERBS else ""
+            print(f"triptych: {_one_line(box.getvalue(), verb_name)}", file=sys.stderr)
         raise
 
 

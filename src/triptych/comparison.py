@@ -19,7 +19,7 @@ from triptych.evaluation.evaluate import Evaluation
 from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.results import Table
 from triptych.models.base import GenerativeModel
-from triptych.models.registry import find_models, model_class, model_options
+from triptych.models.registry import find_models, model_class
 from triptych.report.content import PanelContent, ReportContent
 from triptych.report.page import write_report
 from triptych.report.table import print_table, write_table
@@ -154,9 +154,10 @@ def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
         "Training": f"{duration(summary['seconds'])}, {summary['steps']:,} steps, {summary['n_images_seen']:,} items",
         "Ended by": summary["reason"],
     }
+    if config["options"]:
+        facts["Options"] = ", ".join(f"{key}={value!r}" for key, value in config["options"].items())
     if summary["best_step"] is not None:
         facts["Weights"] = f"of step {summary['best_step']:,}, best on validation"
-    # The final weights' samples follow those of half the budget; nothing is said twice.
     return PanelContent(
         name=name,
         title=model_class(name).__name__,
@@ -166,13 +167,8 @@ def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
         curves=tuple(record for record in records if "event" not in record),
         reconstructions=evaluation.reconstructions.get(name),
         neighbours=evaluation.neighbours.get(name),
-        facts={**facts, **{f"Option {key}": str(value) for key, value in _options(config).items()}},
+        facts=facts,
     )
-
-
-def _options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that were set; the others are the model's defaults."""
-    return dict(config["options"]) or {"defaults": ", ".join(model_options(config["model"])) or "none"}
 
 
 def _protocol(config: TrainConfig, data: Dataset) -> tuple[str, ...]:

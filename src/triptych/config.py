@@ -59,15 +59,16 @@ class TrainConfig:
 
     budget: str = "60s"
     """Training budget: seconds (90s), minutes (10m), hours (2h), steps (5000steps) or images (200kimages). A step is
-    one cycle through the model's phases."""
+    one cycle through the model's phases. With a budget in seconds no two runs are quite the same; steps and images are
+    repeated exactly on one machine."""
     seed: int = 0
     """Seed of the weights, the order of the data and all noise."""
     batch_size: int = 0
     """Items in each batch; 0 for 32 on sets of fewer than 10,000 items and 64 on others."""
     learning_rate: float | None = None
     """Learning rate of every phase; by default each phase's own."""
-    clip_norm: float = 1.0
-    """Longest gradient of a phase, in Euclidean norm; 0 for no limit."""
+    clip_norm: float | None = None
+    """Longest gradient of every phase, in Euclidean norm, 0 for no limit; by default each phase's own."""
     ema_decay: float = 0.995
     """Decay of the moving average of the weights, which is what is evaluated and saved; 0 for none."""
     warmup_steps: int = 50
@@ -98,7 +99,7 @@ class TrainConfig:
                 raise InputError(f"{field} is {getattr(self, field)}; it must be at least {least}.")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InputError(f"learning_rate is {self.learning_rate}; it must be positive.")
-        if not self.clip_norm >= 0:
+        if self.clip_norm is not None and not self.clip_norm >= 0:
             raise InputError(f"clip_norm is {self.clip_norm}; it must be 0 (no limit) or positive.")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")

@@ -170,20 +170,23 @@ class _Comparison:
     def measure(self, items: np.ndarray) -> dict[str, Measurement]:
         """The columns of this extractor; 'not defined' for sets of three items or fewer, or items not finite."""
         key, real = self.extractor.key, self.features
-        columns = [f"{metric}_{key}" for metric in ("fd", "kid", "precision", "recall")]
         if min(len(items), len(real)) <= K_NEIGHBOURS or not np.isfinite(items).all():
-            return {column: Measurement(None, n=len(items)) for column in columns}
+            return {metric.key: Measurement(None, n=len(items)) for metric in _distance_metrics(self.extractor, "")}
         generated = self.extractor(items)
         fd = frechet_distance(gaussian_statistics(generated), self.statistics)
         fd_error = bootstrap_error(_frechet, generated, real, n_resamples=N_RESAMPLES, seed=self.seed)
         kid, kid_error = kernel_distance(generated, real)
-        precision, recall = precision_recall(real, generated, K_NEIGHBOURS, real_radii=self.radii)
-        return {
-            columns[0]: Measurement(fd, fd - Z_95 * fd_error, fd + Z_95 * fd_error, len(generated)),
-            columns[1]: Measurement(kid, kid - Z_95 * kid_error, kid + Z_95 * kid_error, len(generated)),
-            columns[2]: Measurement(precision, *wilson_interval(precision, len(generated)), len(generated)),
-            columns[3]: Measurement(recall, *wilson_interval(recall, len(real)), len(real)),
+        found = {
+            f"fd_{key}": Measurement(fd, fd - Z_95 * fd_error, fd + Z_95 * fd_error, len(generated)),
+            f"kid_{key}": Measurement(kid, kid - Z_95 * kid_error, kid + Z_95 * kid_error, len(generated)),
         }
+        if self.extractor.has_neighbourhoods:
+            precision, recall = precision_recall(real, generated, K_NEIGHBOURS, real_radii=self.radii)
+            found[f"precision_{key}"] = Measurement(
+                precision, *wilson_interval(precision, len(generated)), len(generated)
+            )
+            found[f"recall_{key}"] = Measurement(recall, *wilson_interval(recall, len(real)), len(real))
+        return found
 
 
 def _frechet(x: np.ndarray, y: np.ndarray) -> float:
@@ -342,7 +345,7 @@ def _metrics(
 def _distance_metrics(extractor: FeatureExtractor, split: str) -> list[Metric]:
     key, title = extractor.key, f"({extractor.key} features)" if extractor.key != "coordinates" else "(coordinates)"
     sets = f"n samples against the whole {split} split, on {extractor.description}."
-    return [
+    metrics = [
         Metric(
             f"fd_{key}",
             f"FD {title}",
@@ -360,6 +363,11 @@ def _distance_metrics(extractor: FeatureExtractor, split: str) -> list[Metric]:
             f"Unbiased squared MMD with kernel (x·y/D + 1)^3 over all pairs (Bińkowski et al. 2018): {sets} "
             "Interval: ± 1.96 jackknife standard errors, on the wide side near 0.",
         ),
+    ]
+    if not extractor.has_neighbourhoods:
+        return metrics
+    return [
+        *metrics,
         Metric(
             f"precision_{key}",
             f"Precision {title}",

@@ -32,6 +32,8 @@ class FeatureExtractor(Protocol):
     """A sentence for the protocol of a column."""
     n_features: int
     """Length of a feature vector."""
+    has_neighbourhoods: bool
+    """Whether near features mean like items off the data too, as precision and recall presume."""
 
     def __call__(self, items: np.ndarray) -> np.ndarray:
         """Features of items (N, *space.shape), float64, (N, n_features). Each depends on its own item alone."""
@@ -55,6 +57,7 @@ class RandomConvFeatures:
     """
 
     key = "random"
+    has_neighbourhoods = True
 
     def __init__(self, space: ImageSpace, seed: int = 0, *, device: torch.device | str = "cpu") -> None:
         self.space, self.device = space, torch.device(device)
@@ -105,6 +108,8 @@ class ClassifierFeatures:
     """
 
     key = "classifier"
+    # A classifier maps noise among the classes: measured, noise has recall 1.0 on digits and precision 0.9 on CIFAR-10.
+    has_neighbourhoods = False
 
     def __init__(self, space: ImageSpace, network: _Classifier, accuracy: float, device: torch.device | str) -> None:
         self.space, self.device, self.accuracy = space, torch.device(device), accuracy
@@ -175,6 +180,7 @@ class Coordinates:
     """Points as their own features, standardised with the centre and scale of the training data."""
 
     key = "coordinates"
+    has_neighbourhoods = True
     name = "coordinates-v1"
 
     def __init__(self, space: PointSpace) -> None:

@@ -75,12 +75,17 @@ class Phase:
     """Of Adam."""
     weight_decay: float = 0.0
     """Decoupled (AdamW)."""
+    clip_norm: float = 1.0
+    """Longest gradient, in Euclidean norm; 0 for no limit."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate moves over the budget: down to 1 % of its start, or not at all."""
 
 
 class GenerativeModel(nn.Module, ABC):
     """Every panel: draws from p_model, and a loss for each of its training phases.
+
+    A final class takes its options as keyword-only arguments, and stores each under its own name (None resolved): run
+    folders keep them from there.
 
     Arguments:
         space: What one datum is.

@@ -70,6 +70,14 @@ def model_options(name: str) -> dict[str, tuple[Any, Any]]:
     }
 
 
+def resolved_options(name: str, model: GenerativeModel) -> dict[str, Any]:
+    """Every option of a model with the value it has come to, so that the model can be made again as it is.
+
+    A model stores each option under its own name, with what a default of None stands for filled in.
+    """
+    return {key: getattr(model, key) for key in model_options(name)}
+
+
 def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any) -> GenerativeModel:
     """An untrained model.
 

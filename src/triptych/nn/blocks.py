@@ -62,6 +62,11 @@ def pyramid(height: int, width: int, smallest: int = 4) -> list[tuple[int, int]]
     return sizes
 
 
+def pyramid_widths(hidden: int, n_sizes: int) -> list[int]:
+    """Channels at each size of a pyramid: `hidden` at full size, doubled at each smaller one, four-fold at most."""
+    return [hidden * min(2**i, 4) for i in range(n_sizes)]
+
+
 class ResidualBlock(nn.Module):
     """x + conv(act(conv(act(x)))), the second convolution starting at zero so that a deep stack starts as identity.
 

@@ -103,6 +103,20 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path)
         raise InputError(f"{folder} cannot be resumed: {difference}. Give the same settings, or another --out.")
 
 
+def read_config(folder: Path) -> Any:
+    """config.json of a run folder.
+
+    Raises:
+        InputError: If it is missing or unreadable.
+    """
+    runs = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    if runs and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} is not a run but holds some: {', '.join(runs)}. Give {folder / runs[0]}, for example."
+        )
+    return read_json(folder / "config.json")
+
+
 def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
     """The trained model of a run folder, in evaluation mode on the CPU, and its config.json.
 
@@ -112,7 +126,7 @@ def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"There is no run folder {str(folder)!r}.")
-    config = read_json(folder / "config.json")
+    config = read_config(folder)
     try:
         if config["format"] != FORMAT:
             raise InputError(f"{folder}/config.json has format {config['format']}; this version reads {FORMAT}.")

@@ -175,8 +175,9 @@ class Trainer:
                 loss = model.loss(stream.next(), phase.name, generator=noise)
                 optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss.total)
-                if self.config.clip_norm:
-                    norm = torch.nn.utils.clip_grad_norm_(phase.parameters, self.config.clip_norm)
+                clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
+                if clip_norm:
+                    norm = torch.nn.utils.clip_grad_norm_(phase.parameters, clip_norm)
                     terms[f"gradient_norm/{phase.name}"] = norm
                 optimizer.step()
                 total += loss.total.detach()

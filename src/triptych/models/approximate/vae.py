@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
 from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
-from triptych.nn.blocks import ResidualBlock, Scale, as_levels, mlp, pyramid
+from triptych.nn.blocks import ResidualBlock, Scale, as_levels, mlp, pyramid, pyramid_widths
 from triptych.objectives import pixel_likelihoods
 from triptych.objectives.elbo import gaussian_kl, gaussian_log_prob, standard_normal_log_prob
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -33,11 +33,13 @@ class VAE(ApproximateDensity):
         space: What one datum is.
         n_classes: Classes that encoder and decoder are conditioned on.
         n_latents: Size of z.
-        hidden: Channels of the convolutions (images) or units a layer (points).
+        hidden: Channels of the convolutions at full size (doubled at smaller ones, four-fold at most), or units a layer
+            (points).
         n_blocks: Residual blocks at each image size, or hidden layers (points).
         beta: Weight of the KL in the training loss; 1 is the bound. Bounds that are reported always use 1.
         dropout: Share of channels dropped in the residual blocks while training.
-        likelihood: Of images; 'auto' takes the softmax up to 32 levels and for palettes.
+        likelihood: 'auto' takes the softmax up to 32 levels and for palettes, the logistics for other images, and the
+            Gaussian for points, which alone can have it.
         n_mixtures: Logistics a sub-pixel.
     Raises:
         InputError: If an option is out of range.
@@ -58,13 +60,14 @@ class VAE(ApproximateDensity):
         n_blocks: int = 1,
         beta: float = 1.0,
         dropout: float = 0.0,
-        likelihood: Literal["auto", "categorical", "logistic"] = "auto",
+        likelihood: Literal["auto", "categorical", "logistic", "gaussian"] = "auto",
         n_mixtures: int = 3,
     ) -> None:
         super().__init__(space, n_classes)
         if n_latents is None:
             n_latents = max(2, space.dim) if isinstance(space, PointSpace) else 16 if space.n_dims < 256 else 64
-        hidden = hidden or (128 if isinstance(space, PointSpace) else 64)
+        if hidden is None:  # Wider layers at full size would take over a second a step at 28x28 on two cores.
+            hidden = 128 if isinstance(space, PointSpace) else 32 if space.n_dims < 256 else 16
         for option, value in {
             "n_latents": n_latents,
             "hidden": hidden,
@@ -75,16 +78,21 @@ class VAE(ApproximateDensity):
                 raise InputError(f"Option {option} of vae is {value}; it must be at least 1.")
         if beta < 0:
             raise InputError(f"Option beta of vae is {beta}; it must not be negative.")
-        self.n_latents, self.beta = n_latents, beta
+        if not 0 <= dropout < 1:
+            raise InputError(f"Option dropout of vae is {dropout}; it must be at least 0 and less than 1.")
+        if likelihood == "auto":
+            few = isinstance(space, ImageSpace) and (space.levels <= 32 or space.palette is not None)
+            likelihood = "gaussian" if isinstance(space, PointSpace) else "categorical" if few else "logistic"
+        if (likelihood == "gaussian") != isinstance(space, PointSpace):
+            raise InputError(f"Option likelihood of vae is {likelihood!r}, which does not fit {space}; leave it out.")
+        self.n_latents, self.hidden, self.n_blocks, self.beta = n_latents, hidden, n_blocks, beta
+        self.dropout, self.likelihood, self.n_mixtures = dropout, likelihood, n_mixtures
         self.scale = Scale(space)
         if isinstance(space, PointSpace):
-            self.likelihood = "gaussian"
             self.encoder: nn.Module = mlp(space.dim + n_classes, hidden, n_blocks + 1, 2 * n_latents)
             self.decoder: nn.Module = mlp(n_latents + n_classes, hidden, n_blocks + 1, 2 * space.dim)
         else:
-            few = space.levels <= 32 or space.palette is not None
-            self.likelihood = ("categorical" if few else "logistic") if likelihood == "auto" else likelihood
-            n_parameters = space.levels if self.likelihood == "categorical" else 3 * n_mixtures
+            n_parameters = space.levels if likelihood == "categorical" else 3 * n_mixtures
             self.encoder = _Encoder(space, self.scale.n_channels + n_classes, hidden, n_blocks, dropout, 2 * n_latents)
             self.decoder = _Decoder(space, n_latents + n_classes, hidden, n_blocks, dropout, n_parameters)
 
@@ -208,13 +216,14 @@ class _Encoder(nn.Module):
     def __init__(self, space: ImageSpace, n_in: int, hidden: int, n_blocks: int, dropout: float, n_out: int) -> None:
         super().__init__()
         sizes = pyramid(space.height, space.width)
-        layers: list[nn.Module] = [nn.Conv2d(n_in, hidden, 3, padding=1)]
-        for i in range(len(sizes)):
+        widths = pyramid_widths(hidden, len(sizes))
+        layers: list[nn.Module] = [nn.Conv2d(n_in, widths[0], 3, padding=1)]
+        for i, width in enumerate(widths):
             if i > 0:
-                layers.append(nn.Conv2d(hidden, hidden, 3, stride=2, padding=1))
-            layers += [ResidualBlock(hidden, dropout) for _ in range(n_blocks)]
+                layers.append(nn.Conv2d(widths[i - 1], width, 3, stride=2, padding=1))
+            layers += [ResidualBlock(width, dropout) for _ in range(n_blocks)]
         self.features = nn.Sequential(*layers, nn.SiLU(), nn.Flatten())
-        self.out = nn.Linear(hidden * math.prod(sizes[-1]), n_out)
+        self.out = nn.Linear(widths[-1] * math.prod(sizes[-1]), n_out)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.features(x))
@@ -228,19 +237,20 @@ class _Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes = pyramid(space.height, space.width)[::-1]
-        self.hidden, self.n_colours = hidden, space.channels
-        self.input = nn.Linear(n_in, hidden * math.prod(self.sizes[0]))
+        widths = pyramid_widths(hidden, len(self.sizes))[::-1]
+        self.n_colours = space.channels
+        self.input = nn.Linear(n_in, widths[0] * math.prod(self.sizes[0]))
         self.blocks = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(hidden, hidden, 3, padding=1) if i > 0 else nn.Identity(),
-                *(ResidualBlock(hidden, dropout) for _ in range(n_blocks)),
+                nn.Conv2d(widths[i - 1], width, 3, padding=1) if i > 0 else nn.Identity(),
+                *(ResidualBlock(width, dropout) for _ in range(n_blocks)),
             )
-            for i in range(len(self.sizes))
+            for i, width in enumerate(widths)
         )
-        self.out = nn.Conv2d(hidden, space.channels * n_parameters, 1)
+        self.out = nn.Conv2d(widths[-1], space.channels * n_parameters, 1)
 
     def forward(self, z: Tensor) -> Tensor:
-        h = self.input(z).unflatten(1, (self.hidden, *self.sizes[0]))
+        h = self.input(z).unflatten(1, (-1, *self.sizes[0]))
         for size, block in zip(self.sizes, self.blocks, strict=True):
             h = block(F.interpolate(h, size) if h.shape[2:] != size else h)
         out = self.out(F.silu(h))  # (N, C * n_parameters, H, W)

@@ -79,7 +79,7 @@ class GaussianMixture(TractableDensity, Estimated):
                 raise InputError(f"Option {option} of gaussian_mixture is {value}; it must be at least 1.")
         dim, n_mixtures = space.n_dims, max(1, n_classes)
         self.covariance = covariance if covariance != "auto" else "full" if dim <= 256 else "diag"
-        self.max_iterations, self.tolerance = max_iterations, tolerance
+        self.n_components, self.max_iterations, self.tolerance = n_components, max_iterations, tolerance
         # The model works on y, centred data of unit scale; `_log_unit` brings densities back to data units.
         if isinstance(space, ImageSpace):
             shift, self.unit = torch.full((dim,), space.levels / 2), space.levels / 4

@@ -66,6 +66,7 @@ class PixelCNN(TractableDensity):
             raise InputError(f"kernel_size is {kernel_size}; it must be odd and at least 3.")
         if not 0 <= dropout < 1:
             raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+        self.hidden, self.n_blocks, self.kernel_size, self.dropout = hidden, n_blocks, kernel_size, dropout
         n_inputs = space.levels if space.palette is not None else 1
         self.network = CausalSequential(
             [
