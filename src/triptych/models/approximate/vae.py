@@ -85,6 +85,8 @@ class VAE(ApproximateDensity):
             likelihood = "gaussian" if isinstance(space, PointSpace) else "categorical" if few else "logistic"
         if (likelihood == "gaussian") != isinstance(space, PointSpace):
             raise InputError(f"Option likelihood of vae is {likelihood!r}, which does not fit {space}; leave it out.")
+        if likelihood == "logistic" and isinstance(space, ImageSpace) and space.palette is not None:
+            raise InputError("Option likelihood of vae is 'logistic', but the colours of a palette have no order.")
         self.n_latents, self.hidden, self.n_blocks, self.beta = n_latents, hidden, n_blocks, beta
         self.dropout, self.likelihood, self.n_mixtures = dropout, likelihood, n_mixtures
         self.scale = Scale(space)
