@@ -43,6 +43,9 @@ def exact_log_prob(model: VAE, x: Tensor) -> Tensor:
 def test_probabilities_of_all_images_sum_to_one_and_bounds_stay_below(levels: int, likelihood: str) -> None:
     space = ImageSpace(1, 2, 3, levels)
     model = shaken(space, n_latents=1, hidden=4, likelihood=likelihood)
+    # A posterior wider than the prior: importance sampling then converges, and the ELBO is far below.
+    model.encoder.out.weight.zero_()  # type: ignore[union-attr, operator]
+    model.encoder.out.bias.copy_(torch.tensor([0.0, 1.0]))  # type: ignore[union-attr, operator]
     x = all_images(space)
     log_p = exact_log_prob(model, x)
     assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-4)
@@ -52,7 +55,7 @@ def test_probabilities_of_all_images_sum_to_one_and_bounds_stay_below(levels: in
     iwae_5000 = model.iwae(x, 5000, generator=generator)
     # Averages over all images: their Monte Carlo error is far below the gaps that are compared.
     assert elbo.mean() < iwae_5.mean() < log_p.mean()
-    assert float(iwae_5000.mean()) == pytest.approx(float(log_p.mean()), abs=0.05)
+    assert float(iwae_5000.mean()) == pytest.approx(float(log_p.mean()), abs=0.01)
 
 
 @torch.no_grad()
