@@ -6,9 +6,11 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -357,6 +359,33 @@ def test_cuda_is_refused_where_there_is_none(tiny: Dataset, tmp_path: Path) -> N
         return
     with pytest.raises(InputError, match="cuda"):
         trainer("vae", tiny, tmp_path, device="cuda")
+
+
+def test_tensorboard_is_written_or_asked_for(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triptych.training.trainer.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"triptych\[tensorboard\]"):
+        trainer("vae", tiny, tmp_path / "without", tensorboard=True)
+    assert not (tmp_path / "without").exists()
+    monkeypatch.setattr("triptych.training.trainer.find_spec", lambda name: "found")
+    written: list[tuple[str, float, int]] = []
+
+    class Writer:
+        def __init__(self, folder: Path, purge_step: int) -> None:
+            assert folder == tmp_path / "with" / "tensorboard"
+            assert purge_step == 0
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+        def close(self) -> None:
+            written.append(("closed", 0.0, 0))
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    trainer("vae", tiny, tmp_path / "with", tensorboard=True).fit()
+    assert written.pop() == ("closed", 0.0, 0)
+    lines = records(tmp_path / "with")
+    numbers = [(k, v, line["step"]) for line in lines for k, v in line.items() if isinstance(v, float)]
+    assert written == numbers
 
 
 class TestFiles:

@@ -87,6 +87,8 @@ class TrainConfig:
     """Time between checkpoints, or steps (500steps)."""
     log_every: int = 20
     """Steps between records in metrics.jsonl."""
+    tensorboard: bool = False
+    """Write the numbers of metrics.jsonl for TensorBoard too, in tensorboard/ of the run folder."""
 
     def __post_init__(self) -> None:
         Budget.parse(self.budget)

@@ -81,9 +81,16 @@ class Records:
     Arguments:
         path: The file.
         keep_bytes: Length to cut an existing file to, so that a resumed run repeats no record; 0 starts anew.
+        tensorboard: Write the numbers for TensorBoard too, in a folder beside the file.
+        first_step: With tensorboard: what an earlier run wrote from this step on is void.
     """
 
-    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+    def __init__(self, path: Path, keep_bytes: int = 0, *, tensorboard: bool = False, first_step: int = 0) -> None:
+        self.writer: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(path.parent / "tensorboard", purge_step=first_step)
         self.file = open(path, "ab")  # noqa: SIM115 - lives as long as the training
         self.file.truncate(keep_bytes)
         self.file.seek(0, os.SEEK_END)
@@ -91,6 +98,10 @@ class Records:
     def append(self, record: dict[str, Any]) -> None:
         """Adds one record."""
         self.file.write((json.dumps(record) + "\n").encode())
+        if self.writer is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(name, value, record["step"])
 
     def flush(self) -> int:
         """Makes all records durable and returns the file's length in bytes."""
@@ -99,8 +110,10 @@ class Records:
         return self.file.tell()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Closes the files."""
         self.file.close()
+        if self.writer is not None:
+            self.writer.close()
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +115,8 @@ class Trainer:
     ) -> None:
         config = config.resolved(len(dataset.train))
         self.dataset, self.config, self.folder, self.console = dataset, config, folder, console
+        if config.tensorboard and find_spec("tensorboard") is None:
+            raise InputError("--tensorboard needs the package tensorboard: pip install 'triptych[tensorboard]'.")
         self.budget = Budget.parse(config.budget)
         self.checkpoint_every = Budget.parse(config.checkpoint_every)
         device = choose_device(config.device)
@@ -259,7 +262,7 @@ class Trainer:
         wrapped, optimizers = self._set_up()
         if resume:
             self._restore(optimizers)
-        records = Records(self.folder / "metrics.jsonl", self.metrics_bytes)
+        records = self._records()
         self.start_time = self.checkpoint_time = time.perf_counter()
         try:
             with TrainingProgress(self.folder.name, self.console, self._progress()) as bar, self._catch_signals():
@@ -284,6 +287,10 @@ class Trainer:
         self._parameters: list[Tensor] = [*self.model.parameters()]
         self._ema_parameters: list[Tensor] = [*self.ema.parameters()]
         return wrapped, optimizers
+
+    def _records(self) -> Records:
+        path = self.folder / "metrics.jsonl"
+        return Records(path, self.metrics_bytes, tensorboard=self.config.tensorboard, first_step=self.step)
 
     @contextmanager
     def _catch_signals(self) -> Iterator[None]:
@@ -521,7 +528,7 @@ class Trainer:
         order = np.random.Generator(np.random.PCG64(self.config.seed)).permutation(len(split))
         items, labels = split.read(np.sort(order[: model.max_items]))
         x, y = torch.from_numpy(items), None if labels is None else torch.from_numpy(labels)
-        records = Records(self.folder / "metrics.jsonl")
+        records = self._records()
         self.start_time = time.perf_counter()
         reason: EndReason = "converged"
         model.cpu()
