@@ -26,10 +26,8 @@ from triptych.report.table import (
     CSV_FIELDS,
     arranged,
     best_cells,
-    interval_text,
     print_table,
     reading_notes,
-    value_text,
     write_table,
 )
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -381,13 +379,13 @@ def test_best_is_never_across_kinds_or_measures() -> None:
 
 def test_marks_follow_the_direction_of_the_metric() -> None:
     bound = Measurement(1.2, 1.1, 1.3, 300, "lower bound", "discrete")
-    assert value_text(NLL, bound) == "≤ 1.200"
-    assert value_text(replace(NLL, better="higher"), bound) == "≥ 1.200"
-    assert value_text(NLL, replace(bound, kind="estimate")) == "~ 1.200"
-    assert value_text(NLL, replace(bound, value=None)) == "not defined"
-    assert interval_text(bound) == "± 0.100"
-    assert interval_text(replace(bound, low=0.1)) == "0.100 – 1.300"
-    assert interval_text(replace(bound, value=None)) == ""
+    assert bound.text("lower") == "≤ 1.200"
+    assert bound.text("higher") == "≥ 1.200"
+    assert replace(bound, kind="estimate").text("lower") == "~ 1.200"
+    assert replace(bound, value=None).text("lower") == "not defined"
+    assert bound.interval == "± 0.100"
+    assert replace(bound, low=0.1).interval == "0.100 – 1.300"
+    assert replace(bound, value=None).interval == ""
 
 
 def test_table_on_the_page() -> None:

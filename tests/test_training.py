@@ -354,6 +354,23 @@ def test_gradients_are_clipped(tiny: Dataset, tmp_path: Path) -> None:
     assert max(norms) <= 1.01e-6
 
 
+@pytest.mark.parametrize("name", ["pixel_cnn", "vae", "gan"])
+def test_bf16_trains_float32_weights(name: str, tiny: Dataset, tmp_path: Path) -> None:
+    run = trainer(name, tiny, tmp_path, precision="bf16")
+    run.fit()
+    assert {tensor.dtype for tensor in run.model.state_dict().values()} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in run.ema.state_dict().values())
+    exact = trainer(name, tiny, tmp_path / "32", precision="32")
+    exact.fit()
+
+    def training_losses(folder: Path) -> list[float]:
+        return [v for r in records(folder) for k, v in r.items() if "nats" in k and not k.startswith("valid")]
+
+    losses = training_losses(tmp_path), training_losses(tmp_path / "32")
+    assert losses[0] != losses[1], "bf16 must change something"
+    assert losses[0][-1] == pytest.approx(losses[1][-1], rel=0.2)
+
+
 def test_cuda_is_refused_where_there_is_none(tiny: Dataset, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         return

@@ -114,7 +114,7 @@ class Score:
         split = api.choose_split(_load(self.source, self.data), self.split)
         likelihood = api.score(model, split, n_importance=self.importance_samples)
         for key, value in summarise(likelihood, model.space).items():
-            print(f"{key}  {value} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
+            print(f"{key}  {value.text('lower')} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
         if self.out is not None:
             api.write_scores(likelihood, self.out)
             print(f"{len(likelihood.nats):,} values -> {self.out}")

@@ -41,19 +41,23 @@ class Measurement:
     measure: Measure | None = None
     """For likelihoods: probability of an integer image, or density in data units."""
 
-    def __str__(self) -> str:
-        """`1.234`, `<= 1.234` (a bound), `~ 1.234` (an estimate), or `not defined`."""
+    def text(self, better: Literal["lower", "higher", "neither"]) -> str:
+        """`1.234`, `≤ 1.234` or `≥ 1.234` (a lower bound of log p: an upper one where lower is better), `~ 1.234` (an
+        estimate), or `not defined`."""
         if self.value is None:
             return "not defined"
-        prefix = {"lower bound": "<= ", "estimate": "~ "}.get(self.kind or "", "")
-        return prefix + format_value(self.value)
+        bound = "≥ " if better == "higher" else "≤ "
+        return {"lower bound": bound, "estimate": "~ "}.get(self.kind or "", "") + format_value(self.value)
 
     @property
     def interval(self) -> str:
-        """The half-width of the interval, `± 0.012`, or an empty string."""
-        if self.low is None or self.high is None:
+        """`± 0.012`, or both ends of an interval that lies unevenly about the value; empty where there is none."""
+        if self.value is None or self.low is None or self.high is None:
             return ""
-        return f"± {format_value((self.high - self.low) / 2)}"
+        below, above = self.value - self.low, self.high - self.value
+        if min(below, above) >= 0 and max(below, above) <= 1.2 * min(below, above):
+            return f"± {format_value((self.high - self.low) / 2)}"
+        return f"{format_value(self.low)} – {format_value(self.high)}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import math
 
 from triptych.evaluation.results import Measurement, Metric, Row, Table
 from triptych.report.html import Html, element, fragment
-from triptych.report.table import ARROWS, arranged, best_cells, interval_text, measure_text, reading_notes, value_text
+from triptych.report.table import ARROWS, arranged, best_cells, measure_text, reading_notes
 
 DIRECTION = {"lower": "lower is better", "higher": "higher is better", "neither": "no better direction"}
 KIND = {"exact": "exact", "lower bound": "bound", "estimate": "estimate"}
@@ -40,9 +40,9 @@ def metric_name(metric: Metric) -> Html:
 
 def value_cell(metric: Metric, cell: Measurement, is_best: bool) -> Html:
     """Value with its mark, and its interval."""
-    interval = interval_text(cell)
+    interval = cell.interval
     style = "undefined" if cell.value is None else "value best" if is_best else "value"
-    value = element("span", value_text(metric, cell), class_=style)
+    value = element("span", cell.text(metric.better), class_=style)
     return fragment(value, element("small", interval, class_="interval") if interval else None)
 
 

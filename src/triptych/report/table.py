@@ -15,7 +15,7 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
-from triptych.evaluation.results import Measurement, Metric, Row, Table, format_value
+from triptych.evaluation.results import Measurement, Metric, Row, Table
 from triptych.files import write_text
 
 PANELS = ("tractable", "approximate", "implicit")
@@ -50,24 +50,6 @@ def best_cells(table: Table) -> set[tuple[int, str]]:
     return best
 
 
-def value_text(metric: Metric, cell: Measurement) -> str:
-    """The value with its mark; a lower bound of log p is an upper one (≤) where lower is better."""
-    if cell.value is None:
-        return "not defined"
-    bound = "≥ " if metric.better == "higher" else "≤ "
-    return {"lower bound": bound, "estimate": "~ "}.get(cell.kind or "", "") + format_value(cell.value)
-
-
-def interval_text(cell: Measurement) -> str:
-    """`± 0.012`, or both ends of an interval that lies unevenly about the value; empty where there is none."""
-    if cell.value is None or cell.low is None or cell.high is None:
-        return ""
-    below, above = cell.value - cell.low, cell.high - cell.value
-    if min(below, above) >= 0 and max(below, above) <= 1.2 * min(below, above):
-        return cell.interval
-    return f"{format_value(cell.low)} – {format_value(cell.high)}"
-
-
 def measure_text(table: Table, metric: Metric, cell: Measurement) -> str:
     """'probability' or 'density' in a column that holds both, else an empty string."""
     cells = [row.measurements[metric.key] for row in table.rows if metric.key in row.measurements]
@@ -82,7 +64,7 @@ def reading_notes(table: Table) -> list[str]:
     kinds = {cell.kind for cell in cells if cell.value is not None}
     metrics = {metric.key: metric for metric in table.metrics}
     marks = {
-        value_text(metrics[key], cell)[0]
+        cell.text(metrics[key].better)[0]
         for row in table.rows
         for key, cell in row.measurements.items()
         if key in metrics and cell.kind == "lower bound" and cell.value is not None
@@ -102,7 +84,7 @@ def reading_notes(table: Table) -> list[str]:
         )
     if len({cell.measure for cell in cells if cell.measure and cell.value is not None}) > 1:
         notes.append("A probability (of an integer image) and a density (of real coordinates) are not on one scale.")
-    if any(interval_text(cell) for cell in cells):
+    if any(cell.interval for cell in cells):
         notes.append("± and ranges are 95 % intervals; where two overlap, the order of the models may be chance.")
     if best_cells(table):
         rule = "Bold is the best model of its column"
@@ -157,8 +139,8 @@ class _Column:
             text = Text(style="dim" if row.panel is None else "")
             if cell is not None:
                 style = "bold" if (number, metric.key) in best else "dim italic" if cell.value is None else ""
-                text.append(_plain(value_text(metric, cell), console), style)
-                for detail in filter(None, (interval_text(cell), measure_text(table, metric, cell))):
+                text.append(_plain(cell.text(metric.better), console), style)
+                for detail in filter(None, (cell.interval, measure_text(table, metric, cell))):
                     text.append(_plain(f" {detail}", console), "dim")
             self.cells.append(text)
         words = [*metric.title.split(), _plain(unit, console), *(text.plain for text in self.cells)]

@@ -175,7 +175,9 @@ class Trainer:
                 for parameter in phase.parameters:
                     parameter.requires_grad_(True)
             for _ in range(phase.steps):
-                loss = model.loss(stream.next(), phase.name, generator=noise)
+                # Fabric applies its precision to `forward` alone, unless a strategy wraps the model.
+                with self.fabric.autocast():
+                    loss = model.loss(stream.next(), phase.name, generator=noise)
                 optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss.total)
                 clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
@@ -225,13 +227,12 @@ class Trainer:
             phases = copied.phases()
             optimizers = [self._optimizer(phase) for phase in phases]
             stream, noise = self._new_stream(), torch.Generator(self.fabric.device).manual_seed(0)
-            with self.fabric.autocast():
-                self._cycle(copied, phases, optimizers, stream, noise)  # The first one allocates and warms up.
-                self._synchronize()
-                start = time.perf_counter()
-                for _ in range(trial_steps):
-                    self._cycle(copied, phases, optimizers, stream, noise)
-                self._synchronize()
+            self._cycle(copied, phases, optimizers, stream, noise)  # The first one allocates and warms up.
+            self._synchronize()
+            start = time.perf_counter()
+            for _ in range(trial_steps):
+                self._cycle(copied, phases, optimizers, stream, noise)
+            self._synchronize()
         seconds = (time.perf_counter() - start) / trial_steps
         if self.fabric.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated()
