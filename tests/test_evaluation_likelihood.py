@@ -185,7 +185,7 @@ def test_summary_of_images() -> None:
     assert nll.low == pytest.approx(3 - 1.959964 * error, abs=1e-6)
     assert (nll.n, nll.kind, nll.measure) == (3, "lower bound", "discrete")
     assert bits.value == pytest.approx(3 / (6 * math.log(2)))
-    assert str(bits).startswith("<= ")
+    assert bits.text("lower").startswith("≤ ")
 
 
 def test_summary_of_points() -> None:
