@@ -89,7 +89,7 @@ class TestBudget:
     ("settings", "word"),
     [
         ({"budget": "0"}, "Budget"),
-        ({"batch_size": -1}, "batch_size"),
+        ({"batch_size": 0}, "batch_size"),
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"clip_norm": -1.0}, "clip_norm"),

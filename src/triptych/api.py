@@ -105,7 +105,6 @@ def fit(
                 f" {model}: {', '.join(known) or 'none'}. Training settings: {', '.join(TRAIN_FIELDS)}."
             )
     data = data if isinstance(data, Dataset) else load_data(data)
-    train = train.resolved(len(data.train))
     if conditional and not data.n_classes:
         raise InputError(f"conditional: {data.name!r} has no labels to condition on.")
     n_classes = data.n_classes if conditional else 0

@@ -176,7 +176,7 @@ class Compare:
         from triptych.comparison import compare
         from triptych.models.registry import model_options
 
-        names = [name for word in self.models for name in word.split(",") if name]
+        names = self.names
         options: dict[str, dict[str, Any]] = {name: {} for name in names}
         for key, value in parse_settings(self.settings).items():
             model, dot, option = key.partition(".")
@@ -196,6 +196,11 @@ class Compare:
             command=shlex.join(["triptych", *sys.argv[1:]]),
             **self.train.to_dict(),
         )
+
+    @property
+    def names(self) -> list[str]:
+        """The models, however they were separated."""
+        return [name for word in self.models for name in word.split(",") if name]
 
 
 @dataclass(frozen=True)

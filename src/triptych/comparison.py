@@ -126,7 +126,8 @@ def _content(evaluation: Evaluation, data: Dataset, folder: Path, config: TrainC
     if data.repaired:
         facts["Repaired"] = " ".join(data.repaired)
     facts["Checksum"] = data.checksum
-    held_out = data.test.read(np.arange(min(SHOWN, len(data.test))))[0]
+    # Spread evenly: the splits of class folders are sorted by class.
+    held_out = data.test.read(np.linspace(0, len(data.test) - 1, min(SHOWN, len(data.test))).astype(np.int64))[0]
     return ReportContent(
         title=f"{data.name}: {', '.join(names)}",
         space=data.space,

@@ -55,11 +55,13 @@ def environment() -> dict[str, str]:
     facts["processor"] = f"{_processor()}, {torch.get_num_threads()} threads"
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    if commit.returncode == 0:
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
         facts["git commit"] = commit.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass  # No git, or not a clone: an installed package.
     return facts
 
 

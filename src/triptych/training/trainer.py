@@ -113,7 +113,6 @@ class Trainer:
         folder: Path,
         console: Console | None = None,
     ) -> None:
-        config = config.resolved(len(dataset.train))
         self.dataset, self.config, self.folder, self.console = dataset, config, folder, console
         if config.tensorboard and find_spec("tensorboard") is None:
             raise InputError("--tensorboard needs the package tensorboard: pip install 'triptych[tensorboard]'.")
