@@ -137,30 +137,31 @@ class VAE(ApproximateDensity):
         reconstruction, kl = self._bound_terms(x, n_samples, labels, generator)
         return reconstruction - kl
 
-    def _bound_terms(
+    def _draws(
         self, x: Tensor, n_samples: int, labels: Tensor | None, generator: Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """E_q[log p(x|z)] by n_samples draws, and KL(q(z|x) || p(z)), nats, (N,) each."""
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Mean and log-variance of q(z|x), and draws of z from it, each with log p(x|z) in nats, (N,)."""
         self.space.check(x)
         labels = self.check_labels(len(x), labels, draw=False)
         mu, log_var = self.posterior(x, labels)
         draws = []
         for _ in range(n_samples):
             z = mu + (0.5 * log_var).exp() * torch.randn(mu.shape, generator=generator, device=mu.device)
-            draws.append(self._log_prob_given(self.decoder_output(z, labels), x))
-        return torch.stack(draws).mean(0), gaussian_kl(mu, log_var).sum(1)
+            draws.append((z, self._log_prob_given(self.decoder_output(z, labels), x)))
+        return mu, log_var, draws
+
+    def _bound_terms(
+        self, x: Tensor, n_samples: int, labels: Tensor | None, generator: Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """E_q[log p(x|z)] by n_samples draws, and KL(q(z|x) || p(z)), nats, (N,) each."""
+        mu, log_var, draws = self._draws(x, n_samples, labels, generator)
+        return torch.stack([log_p for _, log_p in draws]).mean(0), gaussian_kl(mu, log_var).sum(1)
 
     def log_weights(
         self, x: Tensor, n_samples: int, *, labels: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
-        self.space.check(x)
-        labels = self.check_labels(len(x), labels, draw=False)
-        mu, log_var = self.posterior(x, labels)
-        weights = []
-        for _ in range(n_samples):
-            z = mu + (0.5 * log_var).exp() * torch.randn(mu.shape, generator=generator, device=mu.device)
-            log_p = self._log_prob_given(self.decoder_output(z, labels), x) + standard_normal_log_prob(z)
-            weights.append(log_p - gaussian_log_prob(z, mu, log_var))
+        mu, log_var, draws = self._draws(x, n_samples, labels, generator)
+        weights = [log_p + standard_normal_log_prob(z) - gaussian_log_prob(z, mu, log_var) for z, log_p in draws]
         return torch.stack(weights)  # (n_samples, N)
 
     def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
