@@ -1,8 +1,9 @@
 """What the training loop costs over a plain PyTorch loop of the same network, batch and optimiser.
 
 Both loops run in turn, in blocks of steps, in one process; each pair of blocks gives a ratio of times, and their median
-is printed with an interval. Both are measured bare (forward, backward, Adam) and with what the loop does by default on
-top, written by hand in the plain loop: gradient clipping and a moving average of the weights.
+is printed with an interval. Both loops are made anew several times over. They are measured bare (forward, backward,
+Adam) and with what the loop does by default on top, written by hand in the plain loop: gradient clipping and a moving
+average of the weights.
 
     python benchmarks/training_loop.py --models pixel_cnn vae gan --data digits
 """
@@ -28,6 +29,8 @@ from triptych.training.files import Records
 from triptych.training.progress import TrainingProgress
 from triptych.training.trainer import FILM_AT, Trainer
 
+BATCH_SIZE = TrainConfig().batch_size
+
 
 def plain_loop(model: GenerativeModel, data: Dataset, same_work: bool) -> Callable[[int], None]:
     """A hand-written loop over the model's phases; returns a function that runs so many cycles of it."""
@@ -46,15 +49,15 @@ def plain_loop(model: GenerativeModel, data: Dataset, same_work: bool) -> Callab
                     for parameter in phase.parameters:
                         parameter.requires_grad_(True)
                 for _ in range(phase.steps):
-                    if position + 64 > len(x):
+                    if position + BATCH_SIZE > len(x):
                         order, position = torch.randperm(len(x)), 0
-                    batch = x[order[position : position + 64]]
-                    position += 64
+                    batch = x[order[position : position + BATCH_SIZE]]
+                    position += BATCH_SIZE
                     loss = model.loss(Batch(batch), phase.name)
                     optimizer.zero_grad(set_to_none=True)
                     loss.total.backward()
-                    if same_work:
-                        torch.nn.utils.clip_grad_norm_(phase.parameters, 1.0)
+                    if same_work and phase.clip_norm:
+                        torch.nn.utils.clip_grad_norm_(phase.parameters, phase.clip_norm)
                     optimizer.step()
             if same_work:
                 with torch.no_grad():
@@ -79,46 +82,57 @@ def our_loop(model: GenerativeModel, data: Dataset, folder: Path, bare: bool) ->
     return run
 
 
+def ratios_of(name: str, data: Dataset, bare: bool, rounds: int, pairs: int, steps: int) -> list[float]:
+    """Times of our loop over the plain one's, for pairs of blocks that follow each other.
+
+    Where a network's memory comes to lie changes its speed by some percent, so every round makes both anew.
+    """
+    ratios = []
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            torch.manual_seed(number)
+            model = triptych.create_model(name, data.space)
+            loops: dict[str, Callable[[int], None]] = {}
+            for loop in sorted(("plain", "ours"), reverse=number % 2 == 0):
+                own = copy.deepcopy(model)
+                loops[loop] = (
+                    plain_loop(own, data, same_work=not bare)
+                    if loop == "plain"
+                    else our_loop(own, data, Path(folder), bare)
+                )
+            for run in loops.values():
+                run(steps)
+            for pair in range(pairs):
+                seconds = {}
+                for loop in sorted(loops, reverse=pair % 2 == 0):
+                    start = time.perf_counter()
+                    loops[loop](steps)
+                    seconds[loop] = time.perf_counter() - start
+                ratios.append(seconds["ours"] / seconds["plain"])
+    return sorted(ratios)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["pixel_cnn", "vae", "gan"])
     parser.add_argument("--data", default="digits")
-    parser.add_argument("--pairs", type=int, default=40, help="pairs of blocks")
-    parser.add_argument("--steps", type=int, default=20, help="steps in a block")
+    parser.add_argument("--rounds", type=int, default=10, help="times that both loops are made anew")
+    parser.add_argument("--pairs", type=int, default=6, help="pairs of blocks in a round")
+    parser.add_argument("--steps", type=int, default=10, help="steps in a block")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     data = triptych.load_data(arguments.data)
     for name in arguments.models:
         for bare in (True, False):
-            with tempfile.TemporaryDirectory() as folder:
-                torch.manual_seed(0)
-                model = triptych.create_model(name, data.space)
-                loops = {
-                    "plain": plain_loop(copy.deepcopy(model), data, same_work=not bare),
-                    "ours": our_loop(copy.deepcopy(model), data, Path(folder), bare),
-                }
-                ratios = []
-                for pair in range(arguments.pairs + 1):
-                    seconds = {}
-                    for loop in sorted(loops, reverse=pair % 2 == 0):
-                        start = time.perf_counter()
-                        loops[loop](arguments.steps)
-                        seconds[loop] = time.perf_counter() - start
-                    if pair:  # the first pair warms up
-                        ratios.append(seconds["ours"] / seconds["plain"])
-            ratios.sort()
+            ratios = ratios_of(name, data, bare, arguments.rounds, arguments.pairs, arguments.steps)
             # Ranks of the 95 % interval of a median (binomial, normal approximation).
-            spread = 0.98 * len(ratios) ** 0.5
-            low, high = (
-                ratios[int(len(ratios) / 2 - spread)],
-                ratios[min(len(ratios) - 1, int(len(ratios) / 2 + spread))],
-            )
-            what = "bare" if bare else "with clipping and averaging"
+            middle, spread = len(ratios) / 2, 0.98 * len(ratios) ** 0.5
+            low, high = ratios[max(0, int(middle - spread))], ratios[min(len(ratios) - 1, int(middle + spread))]
             print(
-                f"{name} on {data.name}, {what}: {statistics.median(ratios):.3f} of the plain loop's time"
-                f" (95 % interval of the median {low:.3f} .. {high:.3f}, {len(ratios)} pairs of {arguments.steps}"
-                f" steps, {seconds['plain'] / arguments.steps * 1000:.1f} ms a step)",
+                f"{name} on {data.name}, {'bare' if bare else 'with clipping and averaging'}:"
+                f" {statistics.median(ratios):.3f} of the plain loop's time"
+                f" (95 % interval of the median {low:.3f} .. {high:.3f}, {len(ratios)} pairs)",
                 flush=True,
             )
 

@@ -243,6 +243,62 @@ def test_compare_leaves_everything_and_resumes(tiny: Dataset, tmp_path: Path) ->
         assert torch.equal(first, second)
 
 
+def test_one_model_that_diverges_does_not_cost_the_others_their_row(tiny: Dataset, tmp_path: Path) -> None:
+    wild: dict[str, Any] = {**QUICK, "learning_rate": 1e38, "warmup_steps": 0}
+    options = {"gaussian_mixture": {"n_components": 2}}
+    with pytest.raises(triptych.TrainingStopped, match=r"gan stopped; the others are in"):
+        triptych.compare(tiny, ["gan", "gaussian_mixture"], out=tmp_path / "all", options=options, **wild)
+    table = json.loads((tmp_path / "all" / "table.json").read_text())
+    assert [row["name"] for row in table["rows"]] == ["gaussian_mixture", "train vs held-out", "noise"]
+    assert "gan is missing" in (tmp_path / "all" / "report.html").read_text()
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Path, tiny: Dataset) -> None:
+    before = (run / "model.safetensors").read_bytes()
+    for file in ("checkpoint.pt", "model.safetensors", "summary.json", "metrics.jsonl"):
+        (run / file).unlink()
+    triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"train": {"batch_size": "x"}, "options": {}, "model": "vae"}'])
+def test_a_damaged_config_is_told_on_resume(content: str, run: Path) -> None:
+    (run / "config.json").write_text(content)
+    with pytest.raises(InputError, match="not the configuration"):
+        triptych.resume(run, verbose=False)
+
+
+def test_a_checkpoint_of_something_else_is_told(run: Path, tiny: Dataset) -> None:
+    (run / "summary.json").unlink()
+    for content in ([1, 2], {"format": 1}, {"format": 1, "step": 0, "position": 0, "seconds": 0.0, "model": {}}):
+        torch.save(content, run / "checkpoint.pt")
+        with pytest.raises(InputError, match="does not fit the run"):
+            triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)
+
+
+def test_points_may_be_float64_and_models_are_frozen(tiny_points: Dataset, tmp_path: Path) -> None:
+    triptych.fit("vae", tiny_points, out=tmp_path / "run", **QUICK, hidden=8)
+    model = triptych.load(tmp_path / "run")
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert triptych.score(model, np.random.default_rng(0).normal(size=(5, 2))).nats.shape == (5,)
+
+
+def test_loading_does_not_disturb_the_callers_generator(run: Path) -> None:
+    before = torch.get_rng_state()
+    triptych.load(run)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_other_splits_are_measured_with_a_word(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 2, (80, 8, 8)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    first, other = (triptych.load_data(tmp_path / "images.npy", seed=seed) for seed in (0, 1))
+    triptych.fit("vae", first, out=tmp_path / "run", **QUICK, hidden=8)
+    for data, told in ((first, False), (other, True)):
+        notes = triptych.evaluate([tmp_path / "run"], data, verbose=False).notes
+        assert any("not the data set" in note for note in notes) == told
+
+
 def test_compare_points(tiny_points: Dataset, tmp_path: Path) -> None:
     result = triptych.compare(
         tiny_points,

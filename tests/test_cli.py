@@ -105,6 +105,8 @@ def test_the_verbs_one_after_the_other(
         ("compare digits --models vae --set gan.hidden=3", "gan.hidden"),
         ("compare digits --models vae --set vae.hiden=3", "Did you mean 'hidden'"),
         ("models vaee", "Did you mean 'vae'"),
+        ("fit vae digits --seed 99999999999999999999999", "seed"),
+        ("fit vae digits --budget 1steps --out /dev/null/run", "/dev/null"),
         ("data draw digits", "show"),
         ("frobnicate", "frobnicate"),
     ],
@@ -117,6 +119,7 @@ def test_wrong_input_gets_one_line_and_status_2(
     assert code == 2
     assert word in err
     assert len(err.strip().splitlines()) == 1
+    assert "dummy" not in err
     assert "Traceback" not in out + err
     assert not list(tmp_path.iterdir()), "nothing may be written"
 

@@ -69,6 +69,36 @@ def test_the_bound_on_images_is_one() -> None:
     assert 0.3 < total <= 1.001
 
 
+def test_images_without_any_variety_get_no_probability_above_one() -> None:
+    # The noise that scores must not be the noise that EM has seen: with few images in many dimensions EM fits it.
+    x = torch.zeros((40, 1, 8, 8), dtype=torch.uint8)
+    model = GaussianMixture(ImageSpace(1, 8, 8))
+    estimated(model, x)
+    assert (model.log_prob(x) < 0).all()
+    assert model.n_draws == 8
+
+
+def test_narrow_components_far_from_the_origin_keep_their_digits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((600, 2), generator=generator) * 0.002 + torch.arange(600)[:, None] % 30 * 0.3
+    models = [GaussianMixture(PointSpace(2), n_components=30, covariance=kind) for kind in ("full", "diag")]  # type: ignore[arg-type]
+    estimated(models[1], x)
+    full, diag = models
+    full.weights.copy_(diag.weights)
+    full.means.copy_(diag.means)
+    full.covariances.copy_(torch.diag_embed(diag.covariances))
+    torch.testing.assert_close(full.log_prob(x), diag.log_prob(x), rtol=1e-3, atol=5e-3)
+
+
+def test_every_class_is_usable_after_the_first_iteration() -> None:
+    x = torch.cat([blobs(300), blobs(300, seed=1) + 100])
+    labels = torch.arange(600) // 300
+    model = GaussianMixture(PointSpace(2, (63.0, 59.0), 50.0), 2, n_components=3)
+    next(iter(model.estimate(x, labels, generator=torch.Generator().manual_seed(0))))
+    assert model.sample(20, labels=torch.ones(20, dtype=torch.int64)).min() > 90
+    assert model.sample(20, labels=torch.zeros(20, dtype=torch.int64)).max() < 60
+
+
 def test_classes_have_mixtures_of_their_own() -> None:
     x = torch.cat([blobs(300), blobs(300, seed=1) + 100])
     labels = torch.arange(600) // 300

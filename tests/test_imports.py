@@ -26,7 +26,7 @@ ALLOWED = {
     "report": {"evaluation", "data"},
     "api": {"training", "evaluation", "models", "data", "config"},
     "comparison": {"api", "report", "training", "evaluation", "models", "data", "config"},
-    "cli": {"api", "comparison", "report", "evaluation", "models", "data", "config", ""},
+    "cli": {"api", "comparison", "report", "evaluation", "training", "models", "data", "config", ""},
     "__main__": {"cli"},
     "": {"api", "comparison"},
 }

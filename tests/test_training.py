@@ -95,6 +95,11 @@ class TestBudget:
         ({"clip_norm": -1.0}, "clip_norm"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"seed": -1}, "seed"),
+        ({"seed": 10**30}, "seed"),
+        ({"batch_size": "32"}, "batch_size"),
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"tensorboard": 1}, "tensorboard"),
         ({"device": "tpu"}, "device"),
         ({"precision": "16"}, "precision"),
         ({"checkpoint_every": "3images"}, "checkpoint_every"),
@@ -279,6 +284,57 @@ def test_a_loss_that_is_not_finite_stops_with_a_word_and_the_last_good_checkpoin
     assert f"step {saved['step']}" in str(error.value)
     assert all(value.isfinite().all() for part in ("model", "ema") for value in saved[part].values())
     assert all(value.isfinite().all() for value in files.read_weights(tmp_path / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("what", ["validation", "weights"])
+def test_nothing_that_is_not_finite_is_kept_as_a_result(
+    what: str, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "validation":
+        run = trainer("vae", tiny, tmp_path)
+        monkeypatch.setattr(run, "validation_nll", lambda model: math.nan)
+    else:
+        run = trainer("gan", tiny, tmp_path, budget="1steps", learning_rate=1e38, warmup_steps=0)
+    with pytest.raises(TrainingStopped, match="no longer finite"):
+        run.fit()
+    assert all(value.isfinite().all() for value in files.read_weights(tmp_path / "model.safetensors").values())
+    assert files.read_checkpoint(tmp_path / "checkpoint.pt")["step"] == 0
+
+
+def test_the_smallest_budget_trains_a_step(tiny: Dataset, tmp_path: Path) -> None:
+    assert trainer("vae", tiny, tmp_path, budget="0.000001s").fit().steps == 1
+
+
+def test_under_a_clock_validation_keeps_to_its_share(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer("vae", tiny, tmp_path, budget="2s", validations=40)
+    log_prob = type(run.model).elbo
+
+    def slow(model: Any, x: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        time.sleep(0.01 * len(x))  # all 30 items would take 0.3 s, six times an eighth of the budget over five
+        return log_prob(model, x, *rest, **more)
+
+    monkeypatch.setattr(type(run.model), "elbo", slow)
+    run.fit()
+    assert run.n_validation_items == 16
+    assert files.read_checkpoint(tmp_path / "checkpoint.pt")["n_validation_items"] == 16
+
+
+def test_a_run_that_ended_does_not_train_on(tiny: Dataset, tmp_path: Path) -> None:
+    ended = trainer("vae", tiny, tmp_path, patience=1, learning_rate=1e-12, validations=20).fit()
+    assert ended.reason == "no improvement"
+    again = trainer("vae", tiny, tmp_path, patience=1, learning_rate=1e-12, validations=20).fit(resume=True)
+    assert (again.reason, again.steps, again.best_nll) == (ended.reason, ended.steps, ended.best_nll)
+
+
+def test_data_in_memory_is_indexed_there() -> None:
+    from triptych.data.load import load_data
+
+    data = load_data("digits")
+    stream = BatchStream(data.train, 4, seed=0, device=torch.device("cpu"), use_labels=False)
+    assert stream.items is not None
+    assert torch.equal(stream.items, torch.from_numpy(data.train.read()[0]))
 
 
 def test_validation_that_does_not_improve_ends_early_with_the_best_weights(

@@ -25,7 +25,7 @@ from triptych.evaluation.likelihood import evaluate_likelihood
 from triptych.files import write_text
 from triptych.models.base import GenerativeModel, Likelihood
 from triptych.models.registry import PANELS, create_model, find_models, model_options, resolved_options
-from triptych.spaces import ImageSpace
+from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.files import read_json, write_json
 from triptych.training.run import check_same, read_config, read_run, run_config
 
@@ -119,13 +119,13 @@ def fit(
         trainer = Trainer(network, data, train, folder, console)
         config = run_config(model, resolved_options(model, network), n_classes, data, train)
         if resume:
-            check_same(read_json(folder / "config.json"), config, folder)
+            check_same(read_config(folder), config, folder)
             if (folder / "summary.json").is_file():
                 if console:
                     ended = read_json(folder / "summary.json")["reason"]
                     console.print(f"{folder} is finished ({ended}); nothing to do.", markup=False, highlight=False)
                 return load(folder)
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
         if console:
             console.print(f"{model} on {data.name} ({data.space}) -> {folder}", markup=False, highlight=False)
@@ -135,7 +135,8 @@ def fit(
         if not resume:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / "config.json", config)
-        summary = trainer.fit(resume=resume)
+        # A run that was stopped before its first checkpoint begins anew.
+        summary = trainer.fit(resume=resume and (folder / "checkpoint.pt").is_file())
     n_parameters = sum(tensor.numel() for tensor in [*network.parameters()] or [*network.state_dict().values()])
     write_json(folder / "summary.json", {**dataclasses.asdict(summary), "n_parameters": n_parameters})
     return trainer.ema.cpu()
@@ -148,16 +149,13 @@ def resume(run: str | Path, *, verbose: bool = True) -> GenerativeModel:
         InputError: If the folder is incomplete, or the data is no longer what it was.
     """
     config = read_config(Path(run))
-    return fit(
-        config["model"],
-        data_of(config, run),
-        out=run,
-        resume=True,
-        conditional=config["n_classes"] > 0,
-        verbose=verbose,
-        **config["train"],
-        **config["options"],
-    )
+    try:
+        settings = {**config["train"], **config["options"]}
+        model, conditional = config["model"], config["n_classes"] > 0
+        data = data_of(config, run)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run}/config.json is not the configuration of a run ({error!r}).") from None
+    return fit(model, data, out=run, resume=True, conditional=conditional, verbose=verbose, **settings)
 
 
 def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
@@ -171,7 +169,9 @@ def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
         raise InputError(f"{run} was trained on arrays in memory; give the data.")
     data = load_data(**source)
     if data.checksum != config["data"]["checksum"]:
-        raise InputError(f"The data at {source['source']!r} is no longer what {run} was trained on; give --source.")
+        raise InputError(
+            f"The data at {source['source']!r} is no longer what {run} was trained on; give the data itself."
+        )
     return data
 
 
@@ -206,6 +206,8 @@ def sample(
     model = model if isinstance(model, GenerativeModel) else load(model)
     if n < 1:
         raise InputError(f"n is {n}; draw at least 1.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; it must be between 0 and 2^63 - 1.")
     write = None if out is None else _writer(Path(out), model)
     if labels is None and model.n_classes:
         labels = np.arange(n) % model.n_classes
@@ -222,6 +224,8 @@ def _writer(out: Path, model: GenerativeModel) -> Callable[[np.ndarray], None]:
     suffix = out.suffix.lower()
     if suffix not in (".png", ".npy", ".npz", ""):
         raise InputError(f"{out}: write samples to a .png, .npy or .npz file, or to a folder.")
+    if suffix and out.is_dir():
+        raise InputError(f"{out} is a folder; give a file, or a folder without a suffix.")
     if suffix == "" and not isinstance(model.space, ImageSpace):
         raise InputError(f"{out}: points are written to a .png, .npy or .npz file.")
     if suffix == "" and out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -323,15 +327,41 @@ def evaluate(
         if configs[other]["data"]["checksum"] != configs[first]["data"]["checksum"]:
             raise InputError(f"{first} and {other} were trained on different data; evaluate them one by one.")
     if data is None:
-        dataset = data_of(configs[first], first)
-    else:
-        dataset = data if isinstance(data, Dataset) else load_data(data)
-        if dataset.space != next(iter(models.values())).space:
-            raise InputError(
-                f"{dataset.name!r} holds {dataset.space}; {first} models {next(iter(models.values())).space}."
-            )
-    with telling(verbose) as tell:
-        return evaluate_models(models, dataset, n_importance=n_importance, seed=seed, progress=tell)
+        data = data_of(configs[first], first)
+    dataset = data if isinstance(data, Dataset) else load_data(data)
+    space = next(iter(models.values())).space
+    if isinstance(dataset.space, PointSpace) != isinstance(space, PointSpace) or (
+        isinstance(space, ImageSpace) and dataset.space != space
+    ):
+        raise InputError(f"{dataset.name!r} holds {dataset.space}; {first} models {space}.")
+    found = measure(models, dataset, n_importance=n_importance, seed=seed, verbose=verbose)
+    if dataset.checksum != configs[first]["data"]["checksum"]:
+        note = "This is not the data set, or not the split of it, that the models were trained on: held-out items may"
+        found = dataclasses.replace(found, notes=(*found.notes, f"{note} have been among their training items."))
+    return found
+
+
+def measure(
+    models: Mapping[str, GenerativeModel],
+    data: Dataset,
+    *,
+    n_importance: int,
+    seed: int,
+    verbose: bool,
+    device: str = "auto",
+) -> Evaluation:
+    """Measures models on the test split, on a GPU if there is one and it is wanted; leaves them on the CPU."""
+    from triptych.training.trainer import choose_device
+
+    where = choose_device(device)
+    for model in models.values():
+        model.to(where)
+    try:
+        with telling(verbose) as tell:
+            return evaluate_models(models, data, n_importance=n_importance, seed=seed, device=where, progress=tell)
+    finally:
+        for model in models.values():
+            model.cpu()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import ast
 import contextlib
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from triptych.config import DataConfig, TrainConfig
 from triptych.errors import InputError, TrainingStopped
+from triptych.spaces import ImageSpace
 
 if TYPE_CHECKING:
     from triptych.data.dataset import Dataset
@@ -109,9 +111,18 @@ class Score:
     def run(self) -> None:
         from triptych import api
         from triptych.evaluation.likelihood import summarise
+        from triptych.training.run import read_config
 
         model = api.load(self.run_folder)
-        split = api.choose_split(_load(self.source, self.data), self.split)
+        data = _load(self.source, self.data)
+        if isinstance(data.space, ImageSpace) and data.space != model.space:
+            raise InputError(f"{self.source} holds {data.space}; {self.run_folder} models {model.space}.")
+        if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
+            raise InputError(f"--out {self.out} is no file that can be written; give another.")
+        if data.checksum != read_config(self.run_folder)["data"]["checksum"] and self.split != "all":
+            note = "not the data set (or split) of the training: these items may have been trained on"
+            print(f"triptych: {self.source} is {note}", file=sys.stderr)
+        split = api.choose_split(data, self.split)
         likelihood = api.score(model, split, n_importance=self.importance_samples)
         for key, value in summarise(likelihood, model.space).items():
             print(f"{key}  {value.text('lower')} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
@@ -157,8 +168,8 @@ class Compare:
 
     source: Source
     """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
-    models: Annotated[tuple[str, ...], arg(metavar="MODEL,MODEL,...")] = ("pixel_cnn", "vae", "gan")
-    """Models, with commas or spaces between."""
+    models: Annotated[tuple[str, ...] | None, arg(metavar="MODEL,MODEL,...")] = None
+    """Models, with commas or spaces between; by default pixel_cnn,vae,gan, or for points gaussian_mixture,vae,gan."""
     out: Path | None = None
     """Folder for the runs, table.json, table.csv and report.html; by default runs/compare-SOURCE."""
     resume: bool = False
@@ -177,14 +188,14 @@ class Compare:
         from triptych.models.registry import model_options
 
         names = self.names
-        options: dict[str, dict[str, Any]] = {name: {} for name in names}
+        for name in names or ():
+            model_options(name)
+        options: dict[str, dict[str, Any]] = {}
         for key, value in parse_settings(self.settings).items():
             model, dot, option = key.partition(".")
-            if not dot or model not in options:
-                raise InputError(f"--set {key}={value}: write MODEL.OPTION=VALUE with one of {', '.join(names)}.")
-            options[model][option] = value
-        for name in names:
-            model_options(name)
+            if not dot or (names is not None and model not in names):
+                raise InputError(f"--set {key}={value}: write MODEL.OPTION=VALUE, MODEL one of those compared.")
+            options.setdefault(model, {})[option] = value
         compare(
             _load(self.source, self.data),
             names,
@@ -198,9 +209,9 @@ class Compare:
         )
 
     @property
-    def names(self) -> list[str]:
-        """The models, however they were separated."""
-        return [name for word in self.models for name in word.split(",") if name]
+    def names(self) -> list[str] | None:
+        """The models, however they were separated; None for the default ones."""
+        return None if self.models is None else [name for word in self.models for name in word.split(",") if name]
 
 
 @dataclass(frozen=True)
@@ -291,6 +302,7 @@ def _one_line(box: str, verb: str) -> str:
     message = " ".join(line for line in lines[: lines.index("") if "" in lines else None]) or title
     if "Perhaps you meant:" in lines:
         message += f". Did you mean {lines[lines.index('Perhaps you meant:') + 1].split()[0]}?"
+    message = re.sub(r"Error parsing \S*dummy\S*: ", "", message)  # tyro's own name for a whole group of settings
     return f"{message.rstrip('.')}. See triptych {verb}--help".replace("?.", "?")
 
 
@@ -336,6 +348,21 @@ def main() -> None:
     except BrokenPipeError:  # The reader of our output (head, less) has gone.
         sys.stderr.close()
         raise SystemExit(0) from None
+    except (OSError, MemoryError) as error:
+        print(f"triptych: {_say(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        print("triptych: There is not enough memory; use a smaller model or batch.", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _say(error: OSError | MemoryError) -> str:
+    """What the system refused, as one line."""
+    if isinstance(error, MemoryError):
+        return "There is not enough memory; use a smaller model or batch."
+    return f"{error.filename or 'A file'}: {error.strerror or error}; give another path or mend its rights."
 
 
 if __name__ == "__main__":

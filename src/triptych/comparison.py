@@ -14,15 +14,15 @@ from rich.console import Console
 from triptych import api
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
-from triptych.errors import InputError
+from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, nearest_name
 from triptych.evaluation.evaluate import Evaluation
-from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.results import Table
 from triptych.models.base import GenerativeModel
 from triptych.models.registry import find_models, model_class
 from triptych.report.content import PanelContent, ReportContent
 from triptych.report.page import write_report
 from triptych.report.table import print_table, write_table
+from triptych.spaces import ImageSpace
 from triptych.training.files import Records, read_json
 from triptych.training.progress import duration
 from triptych.training.run import environment
@@ -44,7 +44,7 @@ class Comparison:
 
 def compare(
     data: Dataset | str | Path | np.ndarray,
-    models: Sequence[str] = ("pixel_cnn", "vae", "gan"),
+    models: Sequence[str] | None = None,
     *,
     out: str | Path | None = None,
     resume: bool = False,
@@ -59,7 +59,8 @@ def compare(
 
     Arguments:
         data: A data set, or whatever `load_data` reads.
-        models: Names of models, each once.
+        models: Names of models, each once; by default pixel_cnn, vae and gan, or for points gaussian_mixture, vae and
+            gan.
         out: Folder for everything; by default the first free of `runs/compare-<data>`, ...
         resume: Go on with the comparison in `out`: finished models are kept, an interrupted one continues.
         conditional: Condition the models on the data's class labels.
@@ -70,44 +71,65 @@ def compare(
         train: Training settings, the same for every model (fields of `triptych.config.TrainConfig`).
     Raises:
         InputError: If a name or value is wrong, or `out` is taken.
-        TrainingStopped: If a training cannot go on.
+        TrainingStopped: On Ctrl-C; or, after the report of the others, if a training could not go on.
     """
+    data = data if isinstance(data, Dataset) else api.load_data(data)
+    if models is None:
+        models = ("pixel_cnn" if isinstance(data.space, ImageSpace) else "gaussian_mixture", "vae", "gan")
     names, options = list(models), options or {}
     if not names:
         raise InputError("compare needs at least one model.")
     if len(set(names)) < len(names):
         raise InputError(f"models: {max(names, key=names.count)!r} is named twice; name each model once.")
-    data = data if isinstance(data, Dataset) else api.load_data(data)
+    for key in train:
+        if key not in api.TRAIN_FIELDS:
+            raise InputError(f"There is no training setting {key!r}.{nearest_name(key, api.TRAIN_FIELDS)}")
     config = TrainConfig(**train)
     for name in names:  # Whatever would stop a later model stops the comparison now, before hours of training.
         api.create_model(name, data.space, n_classes=data.n_classes if conditional else 0, **options.get(name, {}))
     if resume and out is None:
         raise InputError("resume needs the folder of the comparison: give --out.")
     folder = Path(out) if out is not None else api.free_folder(Path("runs") / f"compare-{data.name}")
-    if not resume and folder.exists() and any(folder.iterdir()):
+    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty; give another --out, or --resume to go on with it.")
     console = Console(quiet=not verbose)
-    trained = {}
+    trained: dict[str, GenerativeModel] = {}
+    stopped: dict[str, str] = {}
     for name in names:
         begun = resume and (folder / name / "config.json").is_file()
-        trained[name] = api.fit(
-            name,
-            data,
-            out=folder / name,
-            resume=begun,
-            conditional=conditional,
-            verbose=verbose,
-            **config.to_dict(),
-            **options.get(name, {}),
-        )
-    with api.telling(verbose) as tell:
-        evaluation = evaluate_models(trained, data, n_importance=n_importance, seed=config.seed, progress=tell)
+        try:
+            trained[name] = api.fit(
+                name,
+                data,
+                out=folder / name,
+                resume=begun,
+                conditional=conditional,
+                verbose=verbose,
+                **config.to_dict(),
+                **options.get(name, {}),
+            )
+        except TrainingInterrupted:
+            raise TrainingInterrupted(
+                f"Interrupted; what is done is kept. Go on with the same command, --out {folder} and --resume."
+            ) from None
+        except TrainingStopped as stop:  # One model that diverges does not cost the others their row.
+            stopped[name] = str(stop)
+            console.print(f"{name} stopped: {stop}", markup=False, highlight=False, soft_wrap=True)
+    if not trained:
+        raise TrainingStopped(" ".join(stopped.values()))
+    evaluation = api.measure(
+        trained, data, n_importance=n_importance, seed=config.seed, verbose=verbose, device=config.device
+    )
+    notes = tuple(f"{name} is missing: its training stopped. {why}" for name, why in stopped.items())
+    evaluation = dataclasses.replace(evaluation, notes=(*notes, *evaluation.notes))
     command = command or _python_command(data, names, config)
     content = _content(evaluation, data, folder, config, command)
     write_table(evaluation.table, folder)
     write_report(content, folder / "report.html")
     print_table(evaluation.table, console)
     console.print(f"Report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    if stopped:
+        raise TrainingStopped(f"{', '.join(stopped)} stopped; the others are in {folder}. {' '.join(stopped.values())}")
     return Comparison(evaluation.table, trained, folder)
 
 

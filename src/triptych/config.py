@@ -91,6 +91,13 @@ class TrainConfig:
     """Write the numbers of metrics.jsonl for TensorBoard too, in tensorboard/ of the run folder."""
 
     def __post_init__(self) -> None:
+        kinds: dict[str, Any] = {"int": int, "float": int | float, "bool": bool, "str": str}
+        for setting in dataclasses.fields(self):
+            kind, _, optional = str(setting.type).partition(" | ")
+            value = getattr(self, setting.name)
+            fits = isinstance(value, kinds.get(kind, str)) and (kind == "bool" or not isinstance(value, bool))
+            if not fits and not (optional and value is None):
+                raise InputError(f"{setting.name} is {value!r}; it must be of type {kind}.")
         Budget.parse(self.budget)
         if Budget.parse(self.checkpoint_every).unit == "images":
             raise InputError(f"checkpoint_every is {self.checkpoint_every!r}; give seconds (60s) or steps (500steps).")
@@ -99,8 +106,10 @@ class TrainConfig:
         for field, least in at_least.items():
             if getattr(self, field) < least:
                 raise InputError(f"{field} is {getattr(self, field)}; it must be at least {least}.")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise InputError(f"learning_rate is {self.learning_rate}; it must be positive.")
+        if self.seed >= 2**63:
+            raise InputError(f"seed is {self.seed}; it must be below 2^63.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate is {self.learning_rate}; it must be positive and finite.")
         if self.clip_norm is not None and not self.clip_norm >= 0:
             raise InputError(f"clip_norm is {self.clip_norm}; it must be 0 (no limit) or positive.")
         if not 0 <= self.ema_decay < 1:

@@ -14,6 +14,10 @@ class TrainingStopped(RuntimeError):
     """Training could not go on; the message names the last good checkpoint (exit code 3)."""
 
 
+class TrainingInterrupted(TrainingStopped):
+    """The user, or the system, asked the training to stop; its last step is saved."""
+
+
 def nearest_name(word: str, names: Iterable[str]) -> str:
     """Returns `" Did you mean 'x'?"` for the name nearest to `word`, or an empty string if none is near."""
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)

@@ -114,7 +114,7 @@ class PointSpace:
             raise InputError(f"{what} have shape {tuple(x.shape)}; this space needs (N, {self.dim}).")
         if "float" not in str(x.dtype):
             raise InputError(f"{what} have dtype {x.dtype}; give floats.")
-        if len(x) and not math.isfinite(float(x.sum())):
+        if len(x) and not (math.isfinite(float(x.min())) and math.isfinite(float(x.max()))):
             raise InputError(f"{what} hold NaN or infinite values; remove them.")
 
     def __str__(self) -> str:

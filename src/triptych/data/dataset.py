@@ -79,6 +79,15 @@ class Joined:
         return items
 
 
+def in_memory(items: Items, limit: int) -> np.ndarray | None:
+    """The items as one array if they already lie in memory and take at most `limit` bytes, else None."""
+    array = items.items if isinstance(items, Subset) else items
+    if not isinstance(array, np.ndarray) or isinstance(array, np.memmap):
+        return None
+    n_bytes = len(items) * (array.nbytes // max(1, len(array)))
+    return None if n_bytes > limit else items[np.arange(len(items))]
+
+
 def merged(*splits: Split) -> Split:
     """Several splits as one, in order."""
     labels = [split.labels for split in splits if split.labels is not None]
@@ -114,7 +123,9 @@ class Dataset:
     def __post_init__(self) -> None:
         for name, split in self.splits.items():
             if len(split) == 0:
-                raise InputError(f"The {name} split of {self.name!r} is empty; give more items or another split.")
+                raise InputError(
+                    f"The {name} split of {self.name!r} is empty; give more items (3 at least), or other splits."
+                )
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -177,7 +177,7 @@ class _Comparison:
         fd_error = bootstrap_error(_frechet, generated, real, n_resamples=N_RESAMPLES, seed=self.seed)
         kid, kid_error = kernel_distance(generated, real)
         found = {
-            f"fd_{key}": Measurement(fd, fd - Z_95 * fd_error, fd + Z_95 * fd_error, len(generated)),
+            f"fd_{key}": Measurement(fd, max(0.0, fd - Z_95 * fd_error), fd + Z_95 * fd_error, len(generated)),
             f"kid_{key}": Measurement(kid, kid - Z_95 * kid_error, kid + Z_95 * kid_error, len(generated)),
         }
         if self.extractor.has_neighbourhoods:

@@ -61,7 +61,7 @@ def evaluate_likelihood(
     finally:
         model.train(was_training)
     kind = model.kind if isinstance(model, TractableDensity) else "lower bound"
-    n_samples = max(1, n_importance) if isinstance(model, ApproximateDensity) else 1
+    n_samples = model.n_draws if isinstance(model, TractableDensity) else max(1, n_importance)
     return Likelihood(torch.cat(parts), kind, model.measure, n_samples)
 
 

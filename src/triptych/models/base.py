@@ -179,13 +179,15 @@ class TractableDensity(GenerativeModel):
 
     Arguments:
         kind: 'lower bound' where a continuous density scores dequantised images.
+        n_draws: Draws of noise behind each value of a bound.
     """
 
     panel = "tractable"
 
-    def __init__(self, space: Space, n_classes: int = 0, *, kind: Kind = "exact") -> None:
+    def __init__(self, space: Space, n_classes: int = 0, *, kind: Kind = "exact", n_draws: int = 1) -> None:
         super().__init__(space, n_classes)
         self.kind: Kind = kind
+        self.n_draws = n_draws
 
     @abstractmethod
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

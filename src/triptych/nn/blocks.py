@@ -34,7 +34,7 @@ class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) or points (N, dim), in data units -> float32, (N, n_channels, ...)."""
         if isinstance(self.space, PointSpace):
-            return (x - self.center) / self.space.scale
+            return (x.float() - self.center) / self.space.scale
         if self.space.palette:
             return F.one_hot(x.squeeze(1).long(), self.space.levels).movedim(-1, 1).float()
         return x.float() * (2 / (self.space.levels - 1)) - 1

@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} is missing; {path.parent} is not a complete run folder.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable as JSON ({error}); restore it or train again.") from None
@@ -92,7 +92,7 @@ class Records:
 
             self.writer = SummaryWriter(path.parent / "tensorboard", purge_step=first_step)
         self.file = open(path, "ab")  # noqa: SIM115 - lives as long as the training
-        self.file.truncate(keep_bytes)
+        self.file.truncate(min(keep_bytes, path.stat().st_size))
         self.file.seek(0, os.SEEK_END)
 
     def append(self, record: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Records:
         if not path.is_file():
             return []
         records = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 records.append(json.loads(line))
             except json.JSONDecodeError:

@@ -98,6 +98,9 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path)
     def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
         part = {key: config.get(key) for key in COMPARED}
         part["data"] = {key: value for key, value in config.get("data", {}).items() if key not in ("source", "name")}
+        # These change neither the weights nor what is recorded of them.
+        free = ("device", "checkpoint_every", "tensorboard")
+        part["train"] = {key: value for key, value in config.get("train", {}).items() if key not in free}
         return part
 
     difference = first_difference(decisive(saved), decisive(given))
@@ -120,7 +123,7 @@ def read_config(folder: Path) -> Any:
 
 
 def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
-    """The trained model of a run folder, in evaluation mode on the CPU, and its config.json.
+    """The trained model of a run folder, in evaluation mode, frozen, on the CPU; and its config.json.
 
     Raises:
         InputError: If the folder is missing or incomplete, or was written by another version.
@@ -132,12 +135,13 @@ def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
     try:
         if config["format"] != FORMAT:
             raise InputError(f"{folder}/config.json has format {config['format']}; this version reads {FORMAT}.")
-        model = create_model(
-            config["model"], space_from_dict(config["space"]), n_classes=config["n_classes"], **config["options"]
-        )
+        with torch.random.fork_rng():  # Weights are drawn only to be replaced.
+            space = space_from_dict(config["space"])
+            model = create_model(config["model"], space, n_classes=config["n_classes"], **config["options"])
     except (KeyError, TypeError) as error:
         raise InputError(f"{folder}/config.json is not the configuration of a run ({error!r}).") from None
     state = read_weights(folder / "model.safetensors")
+    model.requires_grad_(False)
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

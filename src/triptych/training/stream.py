@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.data.dataset import Split
+from triptych.data.dataset import Split, in_memory
 from triptych.models.base import Batch
 
 IN_MEMORY_BYTES = 2**31
@@ -28,10 +28,8 @@ class BatchStream:
         self, split: Split, batch_size: int, *, seed: int, device: torch.device, use_labels: bool, position: int = 0
     ) -> None:
         self.split, self.batch_size, self.seed, self.device, self.position = split, batch_size, seed, device, position
-        self.items: Tensor | None = None
-        items = split.items
-        if isinstance(items, np.ndarray) and not isinstance(items, np.memmap) and items.nbytes <= IN_MEMORY_BYTES:
-            self.items = torch.from_numpy(items).to(device)
+        array = in_memory(split.items, IN_MEMORY_BYTES)
+        self.items = None if array is None else torch.from_numpy(array).to(device)
         self.labels = torch.from_numpy(split.labels).to(device) if use_labels and split.labels is not None else None
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from triptych.config import Budget, TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.data.pictures import save_items
-from triptych.errors import InputError, TrainingStopped
+from triptych.errors import InputError, TrainingInterrupted, TrainingStopped
 from triptych.models.base import ApproximateDensity, Estimated, GenerativeModel, Phase, TractableDensity
 from triptych.training.files import Records, read_checkpoint, write_checkpoint, write_weights
 from triptych.training.progress import TrainingProgress, duration
@@ -141,6 +141,9 @@ class Trainer:
         self.since = 0
         self.metrics_bytes = 0
         self.interrupted = False
+        self.ended: EndReason | None = None
+        """Why the run that is resumed had already ended, if it had."""
+        self.n_validation_items = min(config.validation_items, len(dataset.valid))
 
     # ---- what a step is
 
@@ -269,8 +272,10 @@ class Trainer:
                 if not resume:
                     self._film(records, 0.0, self._averaged())
                     self._save(optimizers, records)
-                reason = self._loop(wrapped, optimizers, records, bar)
-            self._save(optimizers, records, finished=True)
+                    self._size_validation()
+                    self.start_time = time.perf_counter()  # What comes before the first step is not of the budget.
+                reason = self.ended or self._loop(wrapped, optimizers, records, bar)
+            self._save(optimizers, records, reason)
             summary = self._finish(reason)
             self._film(records, 1.0, self.ema)
             records.append({**self._where(), "event": "finished", "reason": reason, "best_step": summary.best_step})
@@ -316,7 +321,7 @@ class Trainer:
             restore()
 
     def _loop(self, wrapped: Any, optimizers: list[Any], records: Records, bar: TrainingProgress) -> EndReason:
-        while (progress := self._progress()) < 1:
+        while (progress := self._progress()) < 1 or self.step == 0:
             rates = self._set_learning_rates(optimizers, progress)
             terms, total = self._cycle(wrapped, self.phases, optimizers, self.stream, self.noise)
             self.step += 1
@@ -340,7 +345,7 @@ class Trainer:
                 self._save(optimizers, records)
             if self.interrupted:
                 self._save(optimizers, records)
-                raise TrainingStopped(
+                raise TrainingInterrupted(
                     f"Interrupted after step {self.step}, which is saved. Go on with --resume {self.folder}"
                 )
         return "budget"
@@ -354,12 +359,14 @@ class Trainer:
         means = {name: float(value) / max(1, self.since) for name, value in self.sums.items()}
         bad = [name for name, value in means.items() if not math.isfinite(value) and name != "total"]
         if bad or not math.isfinite(means.pop("total", 0.0)):
-            raise TrainingStopped(
-                f"{bad[0] if bad else 'The loss'} is no longer finite at step {self.step}; the last good checkpoint,"
-                f" of step {self.last_checkpoint_step}, stands in {self.folder}. Train again with a lower"
-                " --learning-rate."
-            )
+            raise self._diverged(bad[0] if bad else "The loss")
         return means
+
+    def _diverged(self, what: str) -> TrainingStopped:
+        return TrainingStopped(
+            f"{what} is no longer finite at step {self.step}; the last good checkpoint, of step"
+            f" {self.last_checkpoint_step}, stands in {self.folder}. Train again with a lower --learning-rate."
+        )
 
     def _where(self) -> dict[str, Any]:
         return {
@@ -376,8 +383,11 @@ class Trainer:
 
     # ---- what happens now and then
 
+    def _has_likelihood(self) -> bool:
+        return isinstance(self.model, TractableDensity | ApproximateDensity)
+
     def _validation_due(self, progress: float) -> bool:
-        if not self.config.validations or not isinstance(self.model, TractableDensity | ApproximateDensity):
+        if not self.config.validations or not self._has_likelihood():
             return False
         if progress >= 1:
             return True
@@ -421,6 +431,8 @@ class Trainer:
         ):
             self.n_validations += 1
         nll = self.validation_nll(self._averaged())
+        if not math.isfinite(nll):
+            raise self._diverged("The validation likelihood")
         unit = "nats_per_image" if self.ema.measure == "discrete" else "nats_per_point"
         records.append({**self._where(), f"valid/nll_{unit}": nll})
         if self.best is None or nll < self.best["nll"]:
@@ -431,6 +443,16 @@ class Trainer:
         self._spent(start)
         return not (self.config.patience and self.waited >= self.config.patience)
 
+    def _size_validation(self) -> None:
+        """Under a clock, takes so few validation items that five validations need an eighth of the budget at most."""
+        if self.budget.unit != "seconds" or not self._has_likelihood() or not self.config.validations:
+            return
+        wanted, self.n_validation_items = self.n_validation_items, min(self.n_validation_items, 16)
+        start = time.perf_counter()
+        self.validation_nll(self._averaged())
+        seconds = (time.perf_counter() - start) / self.n_validation_items
+        self.n_validation_items = max(self.n_validation_items, min(wanted, int(self.budget.amount / 40 / seconds)))
+
     @torch.no_grad()
     def validation_nll(self, model: GenerativeModel) -> float:
         """Mean negative log-likelihood, or negative bound, of the validation items, in nats per item.
@@ -439,7 +461,7 @@ class Trainer:
         """
         split = self.dataset.valid
         chosen = np.random.Generator(np.random.PCG64(self.config.seed)).permutation(len(split))
-        chosen = np.sort(chosen[: self.config.validation_items])
+        chosen = np.sort(chosen[: self.n_validation_items])
         noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
         total = 0.0
         for start in range(0, len(chosen), 256):
@@ -458,14 +480,17 @@ class Trainer:
 
     # ---- checkpoints
 
-    def _save(self, optimizers: list[Any], records: Records, finished: bool = False) -> None:
+    def _save(self, optimizers: list[Any], records: Records, ended: EndReason | None = None) -> None:
+        # The last good checkpoint must stand.
         if any(not math.isfinite(float(value)) for value in self.sums.values()):
-            return  # The last good checkpoint must stand; the next record says what went wrong.
+            raise self._diverged("The loss")
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
+            raise self._diverged("A weight")
         write_checkpoint(
             self.folder / "checkpoint.pt",
             {
                 "format": CHECKPOINT_FORMAT,
-                "finished": finished,
+                "ended": ended,
                 "step": self.step,
                 "position": self.stream.position,
                 "seconds": self._seconds(),
@@ -479,6 +504,7 @@ class Trainer:
                 "waited": self.waited,
                 "n_validations": self.n_validations,
                 "n_films": self.n_films,
+                "n_validation_items": self.n_validation_items,
                 "sums": self.sums,
                 "since": self.since,
                 "metrics_bytes": records.flush(),
@@ -490,22 +516,28 @@ class Trainer:
     def _restore(self, optimizers: list[Any]) -> None:
         path = self.folder / "checkpoint.pt"
         saved = read_checkpoint(path)
-        if saved.get("format") != CHECKPOINT_FORMAT:
-            raise InputError(f"{path} has format {saved.get('format')}; this version reads {CHECKPOINT_FORMAT}.")
-        self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
-        self.start_time = time.perf_counter()
-        self.model.load_state_dict(saved["model"])
-        self.ema.load_state_dict(saved["ema"])
-        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.noise.set_state(saved["noise"])
-        torch.set_rng_state(saved["torch_rng"])
-        if saved["cuda_rng"]:
-            torch.cuda.set_rng_state_all(saved["cuda_rng"])
-        self.best, self.waited = saved["best"], saved["waited"]
-        self.n_validations, self.n_films = saved["n_validations"], saved["n_films"]
-        self.sums, self.since, self.metrics_bytes = saved["sums"], saved["since"], saved["metrics_bytes"]
+        try:
+            if saved["format"] != CHECKPOINT_FORMAT:
+                raise InputError(f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}.")
+            self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
+            self.model.load_state_dict(saved["model"])
+            self.ema.load_state_dict(saved["ema"])
+            for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            self.noise.set_state(saved["noise"])
+            torch.set_rng_state(saved["torch_rng"])
+            if saved["cuda_rng"]:
+                torch.cuda.set_rng_state_all(saved["cuda_rng"])
+            self.best, self.waited, self.ended = saved["best"], saved["waited"], saved["ended"]
+            self.n_validations, self.n_films = saved["n_validations"], saved["n_films"]
+            self.n_validation_items = saved["n_validation_items"]
+            self.sums, self.since, self.metrics_bytes = saved["sums"], saved["since"], saved["metrics_bytes"]
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} does not fit the run ({str(error).splitlines()[0]}); train anew.") from None
         self.last_checkpoint_step = self.step
+        self.start_time = time.perf_counter()
 
     def _finish(self, reason: EndReason) -> Summary:
         self._averaged()

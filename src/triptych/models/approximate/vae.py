@@ -76,8 +76,8 @@ class VAE(ApproximateDensity):
         }.items():
             if value < 1:
                 raise InputError(f"Option {option} of vae is {value}; it must be at least 1.")
-        if beta < 0:
-            raise InputError(f"Option beta of vae is {beta}; it must not be negative.")
+        if not 0 <= beta < math.inf:
+            raise InputError(f"Option beta of vae is {beta}; it must be finite and not negative.")
         if not 0 <= dropout < 1:
             raise InputError(f"Option dropout of vae is {dropout}; it must be at least 0 and less than 1.")
         if likelihood == "auto":

@@ -66,8 +66,8 @@ class GAN(ImplicitDensity):
         for option, value in {"n_latents": self.n_latents, "hidden": hidden, "critic_steps": critic_steps}.items():
             if value < 1:
                 raise InputError(f"Option {option} of gan is {value}; it must be at least 1.")
-        if self.gamma < 0:
-            raise InputError(f"Option gamma of gan is {self.gamma}; it must not be negative.")
+        if not 0 <= self.gamma < math.inf:
+            raise InputError(f"Option gamma of gan is {self.gamma}; it must be finite and not negative.")
         self.critic_steps = critic_steps
         self.scale = Scale(space)
         if isinstance(space, PointSpace):

@@ -66,14 +66,16 @@ class GaussianMixture(TractableDensity, Estimated):
         tolerance: float = 1e-5,
         regularization: float | None = None,
     ) -> None:
-        super().__init__(space, n_classes, kind="lower bound" if isinstance(space, ImageSpace) else "exact")
+        is_image = isinstance(space, ImageSpace)
+        super().__init__(
+            space, n_classes, kind="lower bound" if is_image else "exact", n_draws=N_NOISE if is_image else 1
+        )
         if isinstance(space, ImageSpace) and space.palette is not None:
             raise InputError("gaussian_mixture needs levels with an order; a palette has none. Use pixel_cnn.")
-        is_image = isinstance(space, ImageSpace)
         n_components = (10 if is_image else 32) if n_components is None else n_components
         self.regularization = (3e-3 if is_image else 1e-6) if regularization is None else regularization
-        if self.regularization < 0:
-            raise InputError(f"Option regularization of gaussian_mixture is {regularization}; it must not be negative.")
+        if not (self.regularization >= 0 and tolerance >= 0):
+            raise InputError("Options regularization and tolerance of gaussian_mixture must not be negative.")
         for option, value in {"n_components": n_components, "max_iterations": max_iterations}.items():
             if value < 1:
                 raise InputError(f"Option {option} of gaussian_mixture is {value}; it must be at least 1.")
@@ -93,8 +95,9 @@ class GaussianMixture(TractableDensity, Estimated):
         self.register_buffer("covariances", torch.ones(*shape, *covariance_shape))
         if self.covariance == "full":
             self.covariances.copy_(torch.eye(dim))
-        # Fixed noise, the same for every image, makes the bound a function of the image alone.
-        noise = torch.rand((N_NOISE, dim), generator=torch.Generator().manual_seed(0))
+        # Fixed noise makes the bound a function of the image alone. It must not be the noise that EM has seen, which
+        # comes from the training's seed: a stream that no small seed gives.
+        noise = torch.rand((N_NOISE, dim), generator=torch.Generator().manual_seed(3_141_592_653))
         self.register_buffer("noise", noise, persistent=False)
 
     @property
@@ -106,43 +109,48 @@ class GaussianMixture(TractableDensity, Estimated):
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as EM
 
-        if isinstance(self.space, ImageSpace):
-            copies = max(1, min(N_COPIES, self.max_items // len(x)))
-            x, labels = x.repeat(copies, 1, 1, 1), None if labels is None else labels.repeat(copies)
-        y = self._dequantise(x, torch.rand((len(x), self.space.n_dims), generator=generator))
-        seed = int(torch.randint(2**31, (), generator=generator))
-        unit = "nats_per_image" if isinstance(self.space, ImageSpace) else "nats_per_point"
-        for label, mixture in enumerate(self.weights):
-            own = (y if self.n_classes == 0 else y[labels == label]).numpy()
-            name = type(self).__name__
-            if len(own) < len(mixture):
+        which = torch.zeros(len(x), dtype=torch.int64) if labels is None or not self.n_classes else labels
+        for label, n in enumerate(torch.bincount(which, minlength=len(self.weights)).tolist()):
+            if n < self.n_components:
                 what = f"class {label} has" if self.n_classes else "the training split has"
                 raise InputError(
-                    f"{what} {len(own)} items; {name} needs n_components = {len(mixture)} or more of them."
+                    f"{what} {n} items; n_components = {self.n_components} Gaussians need as many or more."
                 )
-            em = EM(
-                len(mixture),
+        if isinstance(self.space, ImageSpace):
+            copies = max(1, min(N_COPIES, self.max_items // len(x)))
+            x, which = x.repeat(copies, 1, 1, 1), which.repeat(copies)
+        y = self._dequantise(x, torch.rand((len(x), self.space.n_dims), generator=generator))
+        own = [y[which == label].numpy() for label in range(len(self.weights))]
+        seed = int(torch.randint(2**31, (), generator=generator))
+        mixtures = [
+            EM(
+                self.n_components,
                 covariance_type=self.covariance,
                 reg_covar=self.regularization,
                 max_iter=1,
                 warm_start=True,
-                init_params="k-means++" if len(own) > 20000 else "kmeans",
+                init_params="k-means++" if len(items) > 20000 else "kmeans",
                 random_state=seed,
             )
-            previous = -math.inf
-            for _ in range(self.max_iterations):
+            for items in own
+        ]
+        unit = "nats_per_image" if isinstance(self.space, ImageSpace) else "nats_per_point"
+        previous = -math.inf
+        for _ in range(self.max_iterations):
+            # One iteration of every class's mixture, so that all of them are usable at every yield.
+            for label, (em, items) in enumerate(zip(mixtures, own, strict=True)):
                 with warnings.catch_warnings():
                     # One iteration at a time never "converges"; the tolerance below decides.
                     warnings.simplefilter("ignore", ConvergenceWarning)
-                    em.fit(own)
+                    em.fit(items)
                 self.weights[label] = torch.from_numpy(np.asarray(em.weights_))
                 self.means[label] = torch.from_numpy(np.asarray(em.means_))
                 self.covariances[label] = torch.from_numpy(np.asarray(em.covariances_))
-                nats = -float(em.lower_bound_) + self._log_unit
-                yield {unit: nats}
-                if em.lower_bound_ - previous < self.tolerance * self.space.n_dims:
-                    break
-                previous = em.lower_bound_
+            mean = sum(em.lower_bound_ * len(items) for em, items in zip(mixtures, own, strict=True)) / len(y)
+            yield {unit: -float(mean) + self._log_unit}
+            if mean - previous < self.tolerance * self.space.n_dims:
+                break
+            previous = mean
 
     @property
     def _log_unit(self) -> float:
@@ -161,11 +169,12 @@ class GaussianMixture(TractableDensity, Estimated):
         dim = y.shape[1]
         constant = self.weights.clamp_min(1e-30).log() - 0.5 * dim * math.log(2 * math.pi)  # (K, M)
         if self.covariance == "diag":
-            precision = 1 / self.covariances  # (K, M, D)
+            # In float64: the expanded square loses digits where components are narrow and far from the origin.
+            y, precision = y.double(), 1 / self.covariances.double()  # (K, M, D)
             square = y.square() @ precision.flatten(0, 1).T
             square = square - 2 * y @ (self.means * precision).flatten(0, 1).T
-            square = square.unflatten(1, constant.shape) + (self.means.square() * precision).sum(-1)
-            return constant - 0.5 * (square + self.covariances.log().sum(-1))
+            square = square.unflatten(1, constant.shape) + (self.means.double().square() * precision).sum(-1)
+            return (constant - 0.5 * (square + self.covariances.log().sum(-1))).float()
         factor = torch.linalg.cholesky(self.covariances)  # (K, M, D, D)
         parts = []
         for mean, lower in zip(self.means.flatten(0, 1), factor.flatten(0, 1), strict=True):

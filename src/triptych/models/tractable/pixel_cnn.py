@@ -106,7 +106,8 @@ class PixelCNN(TractableDensity):
         self.space.check(x)
         labels = self.check_labels(len(x), labels, draw=False)
         # Gradients need all logits at once anyway.
-        n_chunk = len(x) if torch.is_grad_enabled() else MAX_LOGITS // (self.space.n_dims * self.space.levels)
+        learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
+        n_chunk = len(x) if learning else MAX_LOGITS // (self.space.n_dims * self.space.levels)
         chunks = torch.arange(len(x), device=x.device).split(max(1, n_chunk))
         return torch.cat(
             [categorical_log_prob(self.logits(x[i], None if labels is None else labels[i]), x[i]) for i in chunks]
