@@ -67,7 +67,7 @@ class TestReadme:
             Budget.parse(verb.train.budget)
             cli.parse_settings(verb.settings)
         names = [verb.model] if isinstance(verb, cli.Fit | cli.Models) and verb.model else []
-        names += verb.names if isinstance(verb, cli.Compare) else []
+        names += verb.names or [] if isinstance(verb, cli.Compare) else []
         assert set(names) <= set(registry.find_models())
 
     def test_every_verb_is_shown(self) -> None:

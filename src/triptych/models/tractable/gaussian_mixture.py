@@ -120,7 +120,8 @@ class GaussianMixture(TractableDensity, Estimated):
             copies = max(1, min(N_COPIES, self.max_items // len(x)))
             x, which = x.repeat(copies, 1, 1, 1), which.repeat(copies)
         y = self._dequantise(x, torch.rand((len(x), self.space.n_dims), generator=generator))
-        own = [y[which == label].numpy() for label in range(len(self.weights))]
+        # In float64: EM breaks down on narrow clusters in float32.
+        own = [y[which == label].double().numpy() for label in range(len(self.weights))]
         seed = int(torch.randint(2**31, (), generator=generator))
         mixtures = [
             EM(
@@ -142,7 +143,13 @@ class GaussianMixture(TractableDensity, Estimated):
                 with warnings.catch_warnings():
                     # One iteration at a time never "converges"; the tolerance below decides.
                     warnings.simplefilter("ignore", ConvergenceWarning)
-                    em.fit(items)
+                    try:
+                        em.fit(items)
+                    except ValueError as error:
+                        advice = "use fewer n_components or a larger regularization"
+                        raise InputError(
+                            f"gaussian_mixture: EM broke down ({str(error)[:60]} ...); {advice}."
+                        ) from None
                 self.weights[label] = torch.from_numpy(np.asarray(em.weights_))
                 self.means[label] = torch.from_numpy(np.asarray(em.means_))
                 self.covariances[label] = torch.from_numpy(np.asarray(em.covariances_))
