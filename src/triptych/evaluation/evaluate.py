@@ -106,6 +106,11 @@ def evaluate(
     reconstructions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     neighbours: dict[str, Neighbours] = {}
     notes: list[str] = []
+    if any(isinstance(extractor, ClassifierFeatures) for extractor in extractors):
+        notes.append(
+            f"The classifier has learnt the train split, so in its features '{_TRAIN}' compares images that it knows with"
+            " images that it does not: a perfect model could get a little less."
+        )
     rows: list[Row] = []
 
     def distances(name: str, items: np.ndarray) -> dict[str, Measurement]:
