@@ -108,8 +108,8 @@ def evaluate(
     notes: list[str] = []
     if any(isinstance(extractor, ClassifierFeatures) for extractor in extractors):
         notes.append(
-            f"The classifier has learnt the train split, so in its features '{_TRAIN}' compares images that it knows with"
-            " images that it does not: a perfect model could get a little less."
+            f"The classifier has learnt the train split, so in its features '{_TRAIN}' compares images that it knows"
+            " with images that it does not: a perfect model could get a little less."
         )
     rows: list[Row] = []
 
