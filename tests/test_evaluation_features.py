@@ -54,7 +54,7 @@ SPACES = [
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_random_features_of_any_space(space: ImageSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    items = rng.integers(0, space.levels, size=(11, *space.shape)).astype(level_dtype(space))
+    items = rng.integers(0, space.levels, size=(11, *space.shape)).astype(level_dtype(space.levels))
     extractor = RandomConvFeatures(space)
     whole = extractor(items)
     assert whole.shape == (11, extractor.n_features)

@@ -125,7 +125,7 @@ def fit(
                     ended = read_json(folder / "summary.json")["reason"]
                     console.print(f"{folder} is finished ({ended}); nothing to do.", markup=False, highlight=False)
                 return load(folder)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif is_taken(folder):
             raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
         if console:
             console.print(f"{model} on {data.name} ({data.space}) -> {folder}", markup=False, highlight=False)
@@ -228,7 +228,7 @@ def _writer(out: Path, model: GenerativeModel) -> Callable[[np.ndarray], None]:
         raise InputError(f"{out} is a folder; give a file, or a folder without a suffix.")
     if suffix == "" and not isinstance(model.space, ImageSpace):
         raise InputError(f"{out}: points are written to a .png, .npy or .npz file.")
-    if suffix == "" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if suffix == "" and is_taken(out):
         raise InputError(f"{out} is not an empty folder; give another one.")
     if not out.parent.is_dir():
         raise InputError(f"{out}: the folder {str(out.parent)!r} does not exist.")
@@ -248,6 +248,11 @@ def _writer(out: Path, model: GenerativeModel) -> Callable[[np.ndarray], None]:
                 Image.fromarray(picture).save(out / f"{number:06d}.png")
 
     return write
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether something is there that a new run must not write over."""
+    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
 def score(

@@ -90,7 +90,7 @@ def compare(
     if resume and out is None:
         raise InputError("resume needs the folder of the comparison: give --out.")
     folder = Path(out) if out is not None else api.free_folder(Path("runs") / f"compare-{data.name}")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not resume and api.is_taken(folder):
         raise InputError(f"{folder} is not empty; give another --out, or --resume to go on with it.")
     console = Console(quiet=not verbose)
     trained: dict[str, GenerativeModel] = {}

@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from triptych.data.dataset import Split
+from triptych.data.dataset import Split, level_dtype
 from triptych.data.levels import level_table, native_levels
 from triptych.data.parts import Parts, name_labels
 from triptych.errors import InputError
@@ -225,7 +225,7 @@ class ArrayImages:
             x = np.rint(x.astype(np.float64) * (self.levels - 1))
         if self.table is not None:
             x = self.table[x]
-        return np.ascontiguousarray(x, dtype=np.uint8 if self.levels <= 256 else np.int32)
+        return np.ascontiguousarray(x, dtype=level_dtype(self.levels))
 
 
 @dataclass(frozen=True)

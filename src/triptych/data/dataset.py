@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from triptych.errors import InputError
-from triptych.spaces import ImageSpace, PointSpace, Space
+from triptych.spaces import PointSpace, Space
 
 
 class Items(Protocol):
@@ -177,6 +177,6 @@ def point_space_of(points: np.ndarray) -> PointSpace:
     return PointSpace(points.shape[1], tuple(float(c) for c in center), scale or 1.0)
 
 
-def level_dtype(space: ImageSpace) -> type[np.generic]:
-    """The dtype that images of a space are stored in."""
-    return np.uint8 if space.levels <= 256 else np.int32
+def level_dtype(levels: int) -> type[np.uint8] | type[np.int32]:
+    """The dtype that images of so many levels are stored in."""
+    return np.uint8 if levels <= 256 else np.int32

@@ -6,6 +6,7 @@ import operator
 
 import numpy as np
 
+from triptych.data.dataset import level_dtype
 from triptych.errors import InputError
 
 
@@ -20,7 +21,7 @@ def level_table(n_from: int, n_to: int) -> np.ndarray:
         values = values * n_to // n_from
     else:
         values = (values * (n_to - 1) * 2 + (n_from - 1)) // (2 * (n_from - 1))  # rounded to the nearest
-    return values.astype(np.uint8 if n_to <= 256 else np.int32)
+    return values.astype(level_dtype(n_to))
 
 
 def native_levels(max_value: int, dtype: np.dtype) -> int:

@@ -287,7 +287,7 @@ def _noise(dataset: Dataset, n: int, rng: np.random.Generator) -> np.ndarray:
     """Uniform levels, or points uniform in the bounding box of the training data."""
     space = dataset.space
     if isinstance(space, ImageSpace):
-        return rng.integers(0, space.levels, size=(n, *space.shape), dtype=level_dtype(space))
+        return rng.integers(0, space.levels, size=(n, *space.shape), dtype=level_dtype(space.levels))
     points = dataset.train.read()[0]
     return rng.uniform(points.min(axis=0), points.max(axis=0), size=(n, space.dim)).astype(np.float32)
 

@@ -286,9 +286,9 @@ class Trainer:
         try:
             with TrainingProgress(self.folder.name, self.console, self._progress()) as bar, self._catch_signals():
                 if not resume:
+                    self._size_validation()  # Before the first checkpoint, which remembers it.
                     self._film(records, 0.0, self._averaged())
                     self._save(optimizers, records)
-                    self._size_validation()
                     self.start_time = time.perf_counter()  # What comes before the first step is not of the budget.
                 reason = self.ended or self._loop(wrapped, optimizers, records, bar)
             self._save(optimizers, records, reason)
@@ -449,8 +449,7 @@ class Trainer:
         nll = self.validation_nll(self._averaged())
         if not math.isfinite(nll):
             raise self._diverged("The validation likelihood")
-        unit = "nats_per_image" if self.ema.measure == "discrete" else "nats_per_point"
-        records.append({**self._where(), f"valid/nll_{unit}": nll})
+        self._record_validation(records, nll)
         if self.best is None or nll < self.best["nll"]:
             state = {name: tensor.clone() for name, tensor in self.ema.state_dict().items()}
             self.best, self.waited = {"nll": nll, "step": self.step, "state": state}, 0
@@ -468,6 +467,10 @@ class Trainer:
         self.validation_nll(self._averaged())
         seconds = (time.perf_counter() - start) / self.n_validation_items
         self.n_validation_items = max(self.n_validation_items, min(wanted, int(self.budget.amount / 40 / seconds)))
+
+    def _record_validation(self, records: Records, nll: float) -> None:
+        unit = "nats_per_image" if self.ema.measure == "discrete" else "nats_per_point"
+        records.append({**self._where(), f"valid/nll_{unit}": nll})
 
     @torch.no_grad()
     def validation_nll(self, model: GenerativeModel) -> float:
@@ -593,8 +596,7 @@ class Trainer:
                         break
             self.ema.load_state_dict(model.state_dict())
             nll = self.validation_nll(self.ema)
-            unit = "nats_per_image" if model.measure == "discrete" else "nats_per_point"
-            records.append({**self._where(), f"valid/nll_{unit}": nll})
+            self._record_validation(records, nll)
             self._film(records, 1.0, self.ema)
             records.append({**self._where(), "event": "finished", "reason": reason, "best_step": self.step})
             records.flush()

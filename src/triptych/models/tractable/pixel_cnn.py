@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
 from triptych.models.base import Batch, Loss, Phase, TractableDensity
+from triptych.nn.blocks import as_levels
 from triptych.nn.causal import CausalSequential, MaskedConv2d, Pointwise, ResidualStack
 from triptych.objectives.pixel_likelihoods import categorical_log_prob
 from triptych.sampling.autoregressive import draw_wavefront
@@ -135,4 +136,4 @@ class PixelCNN(TractableDensity):
                 )
                 for chunk in torch.arange(n, device=self.device).split(256)
             ]
-        return torch.cat(parts).to(torch.uint8 if self.space.levels <= 256 else torch.int32)  # (n, C, H, W)
+        return as_levels(torch.cat(parts), self.space)  # (n, C, H, W)
