@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn.causal import CausalLayer, CausalSequential, MaskedConv2d, Pointwise, ResidualStack
-from triptych.sampling.autoregressive import decide, wavefronts
+from triptych.objectives.heads import decide
+from triptych.sampling.autoregressive import wavefronts
 
 LEVELS = 3
 

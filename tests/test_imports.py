@@ -19,7 +19,7 @@ ALLOWED = {
     "data": set(),
     "objectives": set(),
     "nn": set(),
-    "sampling": {"nn"},
+    "sampling": {"nn", "objectives"},
     "models": {"objectives", "nn", "sampling"},
     "evaluation": {"models", "data", "objectives", "nn"},
     "training": {"models", "data", "config", ""},

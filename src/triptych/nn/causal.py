@@ -5,8 +5,10 @@ colour channels. Features are split into as many equal groups as there are chann
 may depend on all earlier sites and, at its own site, on channels up to g (before g, in a network's first layer).
 
 Drawing goes by wavefronts: sets of sites none of which depends on another, so that they are drawn at once. A layer's
-cache holds its inputs at all sites of earlier wavefronts. For each wavefront,
+cache holds its inputs at all sites of earlier wavefronts. A network that looks at the whole of the row above has
+wavefronts of one site each, and is told when a row begins. For each wavefront,
 
+    layer.row(state, row)                           # only in raster order, where the first site of a row comes next
     context = layer.context(state, sites)           # all that depends on earlier sites, for every group at once
     for group in range(layer.n_groups):
         y = layer.step(state, context, group)       # the layer's output; needs the inputs its mask lets it see
@@ -47,8 +49,11 @@ class CausalLayer(nn.Module, ABC):
 
     @property
     @abstractmethod
-    def reach(self) -> int:
-        """How many columns to the right a layer looks for each row it looks up: 1 for a 3x3 convolution."""
+    def reach(self) -> float:
+        """How many columns to the right a layer looks for each row it looks up: 1 for a 3x3 convolution.
+
+        `math.inf` for a layer that looks at the whole of the row above, or at sites in no fixed place.
+        """
 
     @abstractmethod
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -64,6 +69,13 @@ class CausalLayer(nn.Module, ABC):
     @abstractmethod
     def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> Any:
         """Caches for drawing n images of (H, W) sites, and the weights in the form that drawing needs."""
+
+    def row(self, state: Any, row: int) -> None:
+        """Told in raster order before the first site of each row: all sites of the rows above are in the caches.
+
+        A layer may compute here, for the whole row at once, what depends on those alone. One with a finite reach
+        cannot count on it, since wavefronts cross the rows.
+        """
 
     @abstractmethod
     def context(self, state: Any, sites: Tensor) -> Any:
@@ -97,7 +109,7 @@ class CausalSequential(CausalLayer):
         self.layers = nn.ModuleList(layers)
 
     @property
-    def reach(self) -> int:
+    def reach(self) -> float:
         return max(layer.reach for layer in self._layers())
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -107,6 +119,10 @@ class CausalSequential(CausalLayer):
 
     def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> list[Any]:
         return [layer.start(n, shape, condition) for layer in self._layers()]
+
+    def row(self, state: list[Any], row: int) -> None:
+        for layer, part in zip(self._layers(), state, strict=True):
+            layer.row(part, row)
 
     def context(self, state: list[Any], sites: Tensor) -> list[Any]:
         return [layer.context(part, sites) for layer, part in zip(self._layers(), state, strict=True)]
@@ -138,7 +154,7 @@ class Pointwise(CausalLayer):
         self.function = function
 
     @property
-    def reach(self) -> int:
+    def reach(self) -> float:
         return 0
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -247,7 +263,7 @@ class MaskedConv2d(CausalLayer):
         return (group + (self.mask_type == "B")) * (self.in_channels // self.n_groups)
 
     @property
-    def reach(self) -> int:
+    def reach(self) -> float:
         return self.kernel_size // 2
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -364,7 +380,7 @@ class ResidualStack(CausalLayer):
         self.blocks = nn.ModuleList(ResidualBlock(hidden, n_groups, n_condition, dropout) for _ in range(n_blocks))
 
     @property
-    def reach(self) -> int:
+    def reach(self) -> float:
         return 1
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -20,9 +20,26 @@ def categorical_log_prob(logits: Tensor, x: Tensor) -> Tensor:
     Returns:
         Nats per image, float32, (N,).
     """
+    return categorical_log_probs(logits, x).flatten(1).sum(1)
+
+
+def categorical_log_probs(logits: Tensor, x: Tensor) -> Tensor:
+    """log p(x_i) of each sub-pixel under its softmax, nats, float32, (N, C, H, W); arguments as above."""
     n, c, k, h, w = logits.shape
     nats = F.cross_entropy(logits.float().reshape(n * c, k, h, w), x.reshape(n * c, h, w).long(), reduction="none")
-    return -nats.reshape(n, -1).sum(1)
+    return -nats.view(n, c, h, w)
+
+
+def bernoulli_log_probs(logits: Tensor, x: Tensor) -> Tensor:
+    """log p(x_i) of each sub-pixel of a binary image.
+
+    Arguments:
+        logits: log p(1) - log p(0), (N, C, H, W), any float dtype.
+        x: Images, integers 0 or 1, (N, C, H, W).
+    Returns:
+        Nats, float32, (N, C, H, W).
+    """
+    return -F.binary_cross_entropy_with_logits(logits.float(), x.float(), reduction="none")
 
 
 def categorical_sample(logits: Tensor, generator: Generator | None = None) -> Tensor:
@@ -66,7 +83,19 @@ def logistic_mixture_log_prob(parameters: Tensor, x: Tensor, levels: int) -> Ten
         in log-space instead of being replaced by the density where it is small.
     """
     mixture_logits, means, log_scales = split_logistic_parameters(parameters)  # (N, C, M, H, W)
-    x = x.unsqueeze(2).long()
+    log_mass = logistic_log_mass(x.unsqueeze(2), means, log_scales, levels)
+    return (mixture_logits.log_softmax(2) + log_mass).logsumexp(2).flatten(1).sum(1)
+
+
+def logistic_log_mass(x: Tensor, means: Tensor, log_scales: Tensor, levels: int) -> Tensor:
+    """Log of the mass that a logistic distribution puts on a level; the edge levels take the tails.
+
+    Arguments:
+        x: Integers 0 .. levels-1, of a shape that broadcasts with the others.
+        means, log_scales: On the scale where the levels run from -1 to 1, float32.
+    Returns:
+        Nats, float32, of the broadcast shape; over all levels the masses sum to 1.
+    """
     half_level = 1.0 / (levels - 1)
     centred = x.float() * (2 * half_level) - 1 - means
     inverse_scale = (-log_scales).exp()
@@ -74,8 +103,7 @@ def logistic_mixture_log_prob(parameters: Tensor, x: Tensor, levels: int) -> Ten
     lower = (centred - half_level) * inverse_scale
     # log(sigmoid(b) - sigmoid(a)) = log sigmoid(b) + log sigmoid(-a) + log(1 - exp(a - b)), exact and stable for b > a.
     inner = F.logsigmoid(upper) + F.logsigmoid(-lower) + torch.log(-torch.expm1(lower - upper))
-    log_mass = torch.where(x == 0, F.logsigmoid(upper), torch.where(x == levels - 1, F.logsigmoid(-lower), inner))
-    return (mixture_logits.log_softmax(2) + log_mass).logsumexp(2).flatten(1).sum(1)
+    return torch.where(x == 0, F.logsigmoid(upper), torch.where(x == levels - 1, F.logsigmoid(-lower), inner))
 
 
 def logistic_mixture_sample(parameters: Tensor, levels: int, generator: Generator | None = None) -> Tensor:

@@ -1,82 +1,204 @@
-"""Exact draws from autoregressive networks: one forward pass a sub-pixel, or wavefronts over the layers' caches.
+"""Exact draws from autoregressive networks, by one forward pass a sub-pixel or by less.
 
-Both decide each sub-pixel by the same function of its logits and of noise drawn beforehand, so that from the same
-noise they draw the same images (but for a sub-pixel whose noise lies within rounding of a step of the distribution
-function).
+Every sampler decides each sub-pixel by the same function of the network's output and of noise drawn beforehand, so that
+from the same noise all of them draw the same images (but for a sub-pixel whose noise lies within rounding of a step of
+the distribution function).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from triptych.errors import InputError
 from triptych.nn.causal import CausalLayer
+from triptych.objectives.heads import Head, decide
+
+Sampler = Literal["auto", "naive", "raster", "row", "wavefront", "jacobi"]
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
-def decide(logits: Tensor, noise: Tensor) -> Tensor:
-    """The level whose step of the distribution function the noise falls on: inverse transform sampling.
+@dataclass(frozen=True)
+class Warp:
+    """Changes to each sub-pixel's distribution before it is drawn from. What they draw is no longer p(x)."""
 
-    Arguments:
-        logits: Unnormalised log-probabilities of the levels, (..., K).
-        noise: Uniform on [0, 1), (...).
-    Returns:
-        Levels 0 .. K-1, int64, (...).
+    temperature: float = 1.0
+    """Divides the log-probabilities: below 1 likely levels become likelier."""
+    top_k: int = 0
+    """Draw from the k likeliest levels only; 0 for all."""
+    top_p: float = 1.0
+    """Draw from the fewest levels whose probabilities reach p together (nucleus sampling); 1 for all."""
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InputError(f"temperature is {self.temperature}; it must be positive and finite.")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}; it must be 0 (all levels) or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be above 0, and 1 at most.")
+
+    @property
+    def changes(self) -> bool:
+        """Whether draws are from anything but p(x)."""
+        return self != Warp()
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of the levels, float32, (..., K), to changed ones; -inf for levels that are cut off."""
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, -1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        if self.top_p < 1:
+            ordered, order = logits.softmax(-1).sort(-1, descending=True)
+            # A level stays if those likelier than it do not reach p yet; the likeliest always does.
+            cut = ordered.cumsum(-1) - ordered >= self.top_p  # in the order of likelihood
+            logits = logits.masked_fill(torch.zeros_like(cut).scatter(-1, order, cut), -math.inf)
+        return logits
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Everything a sampler needs to know of the images it is to draw."""
+
+    network: CausalLayer
+    head: Head
+    encode: Callable[[Tensor], Tensor]
+    """From levels, int64, (...), to the features the network takes of a sub-pixel, (..., features)."""
+    noise: Tensor
+    """What decides each sub-pixel: uniform on [0, 1), float32, (N, C, H, W)."""
+    condition: Tensor | None = None
+    """As the network takes it, (N, n_condition)."""
+    warp: Warp = Warp()
+    given: Tensor | None = None
+    """Images whose first sites are not drawn but taken as they are, int64, (N, C, H, W)."""
+    n_given: int = 0
+    """How many sites, in raster order, are given."""
+    watch: Callable[[Tensor, Tensor], None] | None = None
+    """Called after each turn with the levels so far, (N, C, H * W), and the positions just decided, (S,)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The network's output for levels, (N, C, H, W): (N, n_groups * F, H, W)."""
+        return self.network(self.encode(x).movedim(-1, 2).flatten(1, 2), self.condition)
+
+    def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
+        """The level of the next channel of a group, (...), from the group's output, (..., F)."""
+        if self.warp.changes:
+            return decide(self.warp(self.head.level_logits(outputs, earlier)), noise)
+        return self.head.decide(outputs, earlier, noise)
+
+
+def draw(drawing: Drawing, sampler: Sampler = "auto") -> Tensor:
+    """Draws images: int64, (N, C, H, W).
+
+    Raises:
+        InputError: If there is no such sampler, or it cannot drive this network.
     """
-    cdf = (logits.float() - logits.amax(-1, keepdim=True)).exp().cumsum(-1)  # (..., K), unnormalised
-    threshold = noise.unsqueeze(-1) * cdf[..., -1:]
-    # A product that rounds up to the total itself would otherwise fall past the last level.
-    return (cdf <= threshold).sum(-1).clamp_max(logits.shape[-1] - 1)
+    if sampler not in SAMPLERS:
+        raise InputError(f"There is no sampler {sampler!r}. Samplers: {', '.join(SAMPLERS)}.")
+    if sampler == "auto":
+        sampler = "wavefront" if math.isfinite(drawing.network.reach) else "row"
+    if sampler == "wavefront" and math.isinf(drawing.network.reach):
+        raise InputError("sampler wavefront: this network looks at the whole of the row above; use row, or auto.")
+    with torch.inference_mode():
+        if sampler == "naive":
+            return draw_naive(drawing)
+        if sampler == "jacobi":
+            return draw_jacobi(drawing)
+        return draw_through_caches(drawing, sampler)
 
 
-@torch.inference_mode()
-def draw_naive(logits: Callable[[Tensor], Tensor], noise: Tensor) -> Tensor:
-    """Draws images with one full forward pass for each sub-pixel: slow, and plainly right.
-
-    Arguments:
-        logits: From levels, int64, (N, C, H, W), to logits, (N, C, K, H, W).
-        noise: Uniform on [0, 1), float32, (N, C, H, W).
-    Returns:
-        Levels, int64, (N, C, H, W).
-    """
-    _, channels, height, width = noise.shape
-    x = torch.zeros(noise.shape, dtype=torch.int64, device=noise.device)
+def draw_naive(drawing: Drawing) -> Tensor:
+    """One full forward pass for each output that is read: slow, and plainly right."""
+    _, channels, height, width = drawing.noise.shape
+    x = torch.zeros(drawing.noise.shape, dtype=torch.int64, device=drawing.noise.device)
+    n_groups = drawing.network.n_groups
     for row in range(height):
         for column in range(width):
             for channel in range(channels):
-                at = (slice(None), channel, row, column)
-                x[at] = decide(logits(x)[:, channel, :, row, column], noise[at])
+                group, first = (channel, channel) if n_groups > 1 else (0, 0)
+                if drawing.given is not None and row * width + column < drawing.n_given:
+                    x[:, channel, row, column] = drawing.given[:, channel, row, column]
+                    continue
+                outputs = drawing.forward(x)[:, :, row, column].chunk(n_groups, 1)[group]
+                earlier = x[:, first:channel, row, column].unbind(1)
+                x[:, channel, row, column] = drawing.decide(outputs, earlier, drawing.noise[:, channel, row, column])
+            if drawing.watch is not None:
+                drawing.watch(x.flatten(2), torch.tensor([row * width + column], device=x.device))
     return x
 
 
-@torch.inference_mode()
-def draw_wavefront(
-    network: CausalLayer, noise: Tensor, encode: Callable[[Tensor], Tensor], condition: Tensor | None = None
-) -> Tensor:
-    """Draws the images that `draw_naive` draws, each site once and all sites of a wavefront at a time.
+def draw_through_caches(drawing: Drawing, sampler: Sampler) -> Tensor:
+    """Each site once: 'raster' and 'row' go site by site, 'wavefront' takes all sites that are ready at a time.
 
-    Arguments:
-        network: Its groups are the C channels, the K features of an output group are logits.
-        noise: Uniform on [0, 1), float32, (N, C, H, W).
-        encode: From levels, int64, (...), to the features the network takes of a sub-pixel, (..., C_in / C).
-        condition: As the network takes it, (N, n_condition).
-    Returns:
-        Levels, int64, (N, C, H, W).
+    'row' lets the layers compute at the start of each row what depends on the rows above alone.
     """
-    n, channels, height, width = noise.shape
-    state = network.start(n, (height, width), condition)
-    noise = noise.flatten(2)  # (N, C, H * W)
-    x = torch.empty(noise.shape, dtype=torch.int64, device=noise.device)
-    for sites in wavefronts(height, width, 1 + network.reach, noise.device):
+    n, channels, height, width = drawing.noise.shape
+    network, device = drawing.network, drawing.noise.device
+    state = network.start(n, (height, width), drawing.condition)
+    noise = drawing.noise.flatten(2)  # (N, C, H * W)
+    given = None if drawing.given is None else drawing.given.flatten(2)
+    x = torch.zeros(noise.shape, dtype=torch.int64, device=device)
+    turns = wavefronts(height, width, 1 + int(network.reach), device) if sampler == "wavefront" else None
+    per_group = channels // network.n_groups
+    for turn, sites in enumerate(turns or torch.arange(height * width, device=device).split(1)):
+        if sampler == "row" and turn % width == 0:
+            network.row(state, turn // width)
         context = network.context(state, sites)
         noise_here = noise.index_select(2, sites).unbind(1)  # C of (N, S)
-        drawn = []
-        for channel in range(channels):
-            drawn.append(decide(network.step(state, context, channel), noise_here[channel]))  # (N, S)
-            network.write(state, context, encode(drawn[-1]), channel)
+        drawn: list[Tensor] = []
+        for group in range(network.n_groups):
+            outputs = network.step(state, context, group)  # (N, S, F)
+            first = len(drawn)
+            for channel in range(first, first + per_group):
+                level = drawing.decide(outputs, drawn[first:], noise_here[channel])  # (N, S)
+                if given is not None:
+                    level = torch.where(sites < drawing.n_given, given[:, channel, sites], level)
+                drawn.append(level)
+            features = [drawing.encode(level) for level in drawn[first:]]  # each (N, S, features)
+            network.write(state, context, features[0] if per_group == 1 else torch.cat(features, -1), group)
         x.index_copy_(2, sites, torch.stack(drawn, 1))
+        if drawing.watch is not None:
+            drawing.watch(x, sites)
     return x.unflatten(2, (height, width))
+
+
+def draw_jacobi(drawing: Drawing) -> Tensor:
+    """Decides all sub-pixels at once from a guess, again and again, until the image is what its own output decides.
+
+    That image is unique, and what the naive sampler draws: by induction, after i passes at least the first i
+    sub-pixels are final. The number of passes depends on how strongly the sub-pixels hang together.
+
+    Source:
+        Song, Meng, Liao & Ermon 2021, arXiv:2002.03629, algorithm 1, applied to sampling as in section 4.3.
+    """
+    n, channels, height, width = drawing.noise.shape
+    per_group = channels // drawing.network.n_groups
+    x = torch.zeros(drawing.noise.shape, dtype=torch.int64, device=drawing.noise.device)
+    is_given = torch.zeros((height * width,), dtype=torch.bool, device=x.device)
+    if drawing.given is not None:
+        is_given[: drawing.n_given] = True
+        x = torch.where(is_given.view(height, width), drawing.given, x)
+    open_images = torch.arange(n, device=x.device)
+    while len(open_images):
+        now = x[open_images]
+        part = replace(drawing, condition=None if drawing.condition is None else drawing.condition[open_images])
+        outputs = part.forward(now).unflatten(1, (drawing.network.n_groups, -1)).movedim(2, -1)  # (N, G, H, W, F)
+        levels: list[Tensor] = []
+        for channel in range(channels):
+            group, first = divmod(channel, per_group)
+            earlier = levels[channel - first :]
+            levels.append(drawing.decide(outputs[:, group], earlier, drawing.noise[open_images, channel]))
+        then = torch.where(is_given.view(height, width), now, torch.stack(levels, 1))
+        x[open_images] = then
+        if drawing.watch is not None:
+            drawing.watch(x.flatten(2), torch.arange(height * width, device=x.device))
+        open_images = open_images[(then != now).flatten(1).any(1)]
+    return x
 
 
 def wavefronts(height: int, width: int, skew: int, device: torch.device | None = None) -> Iterator[Tensor]:
