@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from incremental import run_incrementally
 from torch import Tensor, nn
 
 from triptych.errors import InputError
-from triptych.nn.causal import CausalLayer, CausalSequential, MaskedConv2d, Pointwise, ResidualStack
+from triptych.nn.causal import CausalSequential, MaskedConv2d, Pointwise, ResidualStack
 from triptych.objectives.heads import decide
 from triptych.sampling.autoregressive import wavefronts
 
@@ -99,30 +102,6 @@ LAYERS = {
 N_INPUTS = {"A7": 2, "A3": 1, "B5": 2, "B1": 4, "stack": 4, "pointwise": 2, "network": 2}
 
 
-def run_incrementally(layer: CausalLayer, x: Tensor, condition: Tensor | None, *, own_first: bool) -> Tensor:
-    """The layer's output computed wavefront by wavefront from inputs that are known beforehand."""
-    n, _, height, width = x.shape
-    groups = x.unflatten(1, (layer.n_groups, -1)).flatten(3)  # (N, G, features, H * W)
-    outputs: list[Tensor] = []
-    order: list[Tensor] = []
-    with torch.inference_mode():
-        state = layer.start(n, (height, width), condition)
-        for sites in wavefronts(height, width, 1 + layer.reach):
-            context = layer.context(state, sites)
-            y = []
-            for group in range(layer.n_groups):
-                own = groups[:, group, :, sites].transpose(1, 2)  # (N, S, features)
-                if own_first:
-                    layer.write(state, context, own, group)
-                y.append(layer.step(state, context, group))
-                if not own_first:
-                    layer.write(state, context, own, group)
-            outputs.append(torch.cat(y, 2))
-            order.append(sites)
-    inverse = torch.cat(order).argsort()
-    return torch.cat(outputs, 1)[:, inverse].transpose(1, 2).unflatten(2, (height, width))
-
-
 @pytest.mark.parametrize("shape", [(5, 7), (1, 4), (6, 1), (2, 9)])
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("name", LAYERS)
@@ -132,12 +111,12 @@ def test_incremental_equals_parallel(name: str, groups: int, shape: tuple[int, i
     x, condition = torch.randn(3, N_INPUTS[name] * groups, *shape), torch.randn(3, 5)
     with torch.no_grad():
         expected = layer(x, condition)
-    own_first = not name.startswith(("A", "network"))
+    skew, own_first = 1 + int(layer.reach), not name.startswith(("A", "network"))
     torch.testing.assert_close(
-        run_incrementally(layer, x, condition, own_first=own_first), expected, rtol=1e-4, atol=1e-5
+        run_incrementally(layer, x, condition, skew=skew, own_first=own_first), expected, rtol=1e-4, atol=1e-5
     )
     # Nothing in the caches mixes the images of a batch.
-    alone = run_incrementally(layer, x[1:2], condition[1:2], own_first=own_first)
+    alone = run_incrementally(layer, x[1:2], condition[1:2], skew=skew, own_first=own_first)
     torch.testing.assert_close(alone, expected[1:2], rtol=1e-4, atol=1e-5)
 
 
@@ -157,9 +136,12 @@ def test_reach_of_a_container_is_its_largest() -> None:
 @pytest.mark.parametrize("skew", [1, 2, 4])
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (1, 3), (5, 1), (3, 2)])
 def test_wavefronts_draw_every_site_once_and_after_what_it_sees(height: int, width: int, skew: int) -> None:
-    when = {int(site): time for time, sites in enumerate(wavefronts(height, width, skew)) for site in sites}
+    when = {site: time for time, sites in enumerate(wavefronts(height, width, skew)) for site in sites}
     assert sorted(when) == list(range(height * width))
     assert sum(len(sites) for sites in wavefronts(height, width, skew)) == height * width
+    for sites in wavefronts(height, width, skew):  # evenly spaced, in rows and in columns
+        places = [divmod(site, width) for site in sites]
+        assert len({(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(places)}) <= 1
     for row in range(height):
         for column in range(width):
             seen = [(up, column + right) for up in range(row) for right in range(-width, (skew - 1) * (row - up) + 1)]

@@ -28,9 +28,9 @@ MAX_OUTPUTS = 2**26
 # Images times sites that are drawn at once.
 MAX_SITES = 2**18
 
-Watch = Callable[[slice, Tensor, Tensor], None]
+Watch = Callable[[slice, Tensor, range], None]
 """Called while images are drawn, after each turn: which of the images, their levels so far (n, C, H * W) with zeros
-where nothing is drawn yet, and the positions row * W + column just decided, (S,)."""
+where nothing is drawn yet, and the positions row * W + column just decided."""
 
 
 class AutoregressiveDensity(TractableDensity):
@@ -142,6 +142,8 @@ class AutoregressiveDensity(TractableDensity):
             raise InputError(f"n_given is {n_given}; it must be 0 .. {n_sites}, the sites of an image.")
         condition = self.condition(labels)
         n_chunk = max(1, min(256, MAX_SITES // n_sites))
+        # Turns are many and small: one look-up each instead of the arithmetic.
+        encode = partial(F.embedding, weight=self.encode(torch.arange(self.space.levels, device=self.device)))
         parts = [torch.zeros((0, *self.space.shape), dtype=torch.int64, device=self.device)]
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, n, n_chunk):
@@ -149,7 +151,7 @@ class AutoregressiveDensity(TractableDensity):
                 drawing = Drawing(
                     self.network,
                     self.head,
-                    self.encode,
+                    encode,
                     torch.rand((images.stop - start, *self.space.shape), generator=generator, device=self.device),
                     None if condition is None else condition[images],
                     warp,

@@ -78,11 +78,11 @@ class CausalLayer(nn.Module, ABC):
         """
 
     @abstractmethod
-    def context(self, state: Any, sites: Tensor) -> Any:
+    def context(self, state: Any, sites: range) -> Any:
         """All that depends on strictly earlier sites, for every group.
 
         Arguments:
-            sites: Positions row * W + column of S sites independent of each other, int64, (S,).
+            sites: Positions row * W + column of S sites independent of each other, evenly spaced in rows and columns.
         """
 
     @abstractmethod
@@ -124,7 +124,7 @@ class CausalSequential(CausalLayer):
         for layer, part in zip(self._layers(), state, strict=True):
             layer.row(part, row)
 
-    def context(self, state: list[Any], sites: Tensor) -> list[Any]:
+    def context(self, state: list[Any], sites: range) -> list[Any]:
         return [layer.context(part, sites) for layer, part in zip(self._layers(), state, strict=True)]
 
     def step(self, state: list[Any], context: list[Any], group: int) -> Tensor:
@@ -163,7 +163,7 @@ class Pointwise(CausalLayer):
     def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> None:
         return None
 
-    def context(self, state: None, sites: Tensor) -> dict[int, Tensor]:
+    def context(self, state: None, sites: range) -> dict[int, Tensor]:
         return {}
 
     def step(self, state: None, context: dict[int, Tensor], group: int) -> Tensor:
@@ -173,36 +173,49 @@ class Pointwise(CausalLayer):
         context[group] = x
 
 
-@dataclass(frozen=True)
-class Taps:
-    """Where the earlier taps of a k x k kernel lie in a cache of sites padded with zeros, (N, P, C).
+class SiteCache:
+    """Features of the sites drawn so far, and of the earlier neighbours that a k x k kernel looks at.
 
-    The padding is k // 2 columns on either side and as many rows above; nothing below a site is ever looked at.
+    The features lie in a buffer padded with zeros, k // 2 columns on either side and as many rows above; nothing below
+    a site is ever looked at. Evenly spaced sites are a strided view of it, so that no index tensor is needed.
+
+    Arguments:
+        leading: Sizes before that of the sites, such as (N,) or (layers, N).
+        n_features: C.
+        like: Gives dtype and device.
     """
 
-    earlier: Tensor
-    """Padded positions of each site's earlier taps, in the order of the kernel, int64, (H * W, T)."""
-    home: Tensor
-    """Padded position of each site, int64, (H * W,)."""
-    n_positions: int
-    """P."""
+    def __init__(
+        self, leading: tuple[int, ...], n_features: int, kernel_size: int, shape: tuple[int, int], like: Tensor
+    ) -> None:
+        height, self.width = shape
+        self.pad = kernel_size // 2
+        self.row_length = self.width + 2 * self.pad
+        self.buffer = like.new_zeros(*leading, (height + self.pad) * self.row_length, n_features)
 
-    @staticmethod
-    def of(kernel_size: int, shape: tuple[int, int], device: torch.device) -> Taps:
-        height, width = shape
-        pad = kernel_size // 2
-        row_length = width + 2 * pad
-        rows = torch.arange(height, device=device)[:, None] + pad
-        columns = torch.arange(width, device=device) + pad
-        home = (rows * row_length + columns).flatten()  # (H * W,)
-        offsets = [
-            row * row_length + column
-            for row in range(-pad, 1)
-            for column in range(-pad, pad + 1)
-            if row < 0 or column < 0
-        ]
-        earlier = home[:, None] + torch.tensor(offsets, dtype=torch.int64, device=device)  # (H * W, T)
-        return Taps(earlier, home, (height + pad) * row_length)
+    def neighbours(self, sites: range, up: int, left: int, n: int) -> Tensor:
+        """A view of n neighbours of each site, side by side `up` rows above, from `left` columns to the left.
+
+        Returns:
+            (..., S, n, C).
+        """
+        (row, column), (last_row, last_column) = divmod(sites[0], self.width), divmod(sites[-1], self.width)
+        spacing = ((last_row - row) * self.row_length + last_column - column) // max(1, len(sites) - 1)
+        first = (row + self.pad - up) * self.row_length + column + self.pad - left
+        *leading, _, n_features = self.buffer.shape
+        *strides, along, _ = self.buffer.stride()
+        return self.buffer.as_strided(
+            (*leading, len(sites), n, n_features), (*strides, spacing * along, along, 1), first * along
+        )
+
+    def earlier(self, sites: range) -> Tensor:
+        """Features of each site's earlier neighbours in the order of the kernel's taps, (..., S, T, C)."""
+        rows = [self.neighbours(sites, up, self.pad, 2 * self.pad + 1) for up in range(self.pad, 0, -1)]
+        return torch.cat([*rows, self.neighbours(sites, 0, self.pad, self.pad)], -2)
+
+    def write(self, sites: range, x: Tensor) -> None:
+        """Keeps the sites' own features, (..., S, C)."""
+        self.neighbours(sites, 0, 0, 1).squeeze(-2).copy_(x)
 
 
 class MaskedConv2d(CausalLayer):
@@ -284,9 +297,8 @@ class MaskedConv2d(CausalLayer):
     class State:
         """What drawing keeps for all wavefronts."""
 
-        taps: Taps
-        cache: Tensor
-        """Inputs at earlier sites, zero elsewhere, (N, P, C_in)."""
+        cache: SiteCache | None
+        """Inputs at earlier sites, (N, P, C_in); None for a 1x1 convolution, which looks at none."""
         earlier: Tensor
         """`earlier_weight()`."""
         centres: list[Tensor]
@@ -296,41 +308,38 @@ class MaskedConv2d(CausalLayer):
     class Context:
         """What drawing keeps for one wavefront."""
 
-        home: Tensor
-        """Where the sites are in the cache, (S,)."""
-        n_by_sites: tuple[int, int]
-        """(N, S)."""
-        y: Tensor
-        """The output as far as earlier sites tell, (N * S, C_out)."""
-        x: Tensor
-        """The inputs at the sites, filled group by group, (N * S, C_in)."""
+        sites: range
+        y: Tensor | None
+        """The output as far as earlier sites tell, (N * S, C_out); None for a 1x1 convolution."""
+        x: list[Tensor]
+        """The inputs at the sites as far as they are known, each (N, S, C_in / n_groups)."""
 
     def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> State:
-        taps = Taps.of(self.kernel_size, shape, self.weight.device)
-        cache = self.weight.new_zeros(n, taps.n_positions, self.in_channels)
+        looks_back = self.kernel_size > 1
+        cache = SiteCache((n,), self.in_channels, self.kernel_size, shape, self.weight) if looks_back else None
         centres = [self.centre_weight(group) for group in range(self.n_groups)]
-        return self.State(taps, cache, self.earlier_weight(), centres)
+        return self.State(cache, self.earlier_weight(), centres)
 
-    def context(self, state: State, sites: Tensor) -> Context:
-        n, n_sites = len(state.cache), len(sites)
-        if self.kernel_size > 1:
-            seen = state.cache.index_select(1, state.taps.earlier[sites].flatten())  # (N, S * T, C_in)
-            y = torch.addmm(self.bias, seen.view(n * n_sites, len(state.earlier)), state.earlier)  # (N * S, C_out)
-        else:
-            y = self.bias.new_empty(n * n_sites, self.out_channels).copy_(self.bias)
-        return self.Context(state.taps.home[sites], (n, n_sites), y, y.new_empty(n * n_sites, self.in_channels))
+    def context(self, state: State, sites: range) -> Context:
+        if state.cache is None:
+            return self.Context(sites, None, [])
+        seen = state.cache.earlier(sites).view(-1, len(state.earlier))  # (N * S, T * C_in)
+        return self.Context(sites, torch.addmm(self.bias, seen, state.earlier), [])
 
     def step(self, state: State, context: Context, group: int) -> Tensor:
-        y = context.y[:, self._outputs(group)]
-        n_seen = self._n_seen(group)
-        if n_seen:
-            y.addmm_(context.x[:, :n_seen], state.centres[group])
-        return y.unflatten(0, context.n_by_sites)  # (N, S, C_out / n_groups)
+        own = self._outputs(group)
+        start = self.bias[own] if context.y is None else context.y[:, own]
+        n_sites = len(context.sites)
+        if not self._n_seen(group):
+            return start.unflatten(0, (-1, n_sites))
+        seen = context.x[0] if group == 0 else torch.cat(context.x[: group + (self.mask_type == "B")], -1)
+        y = torch.addmm(start, seen.flatten(0, 1), state.centres[group])
+        return y.view(-1, n_sites, y.shape[1])  # (N, S, C_out / n_groups)
 
     def write(self, state: State, context: Context, x: Tensor, group: int) -> None:
-        context.x[:, self._inputs(group)] = x.flatten(0, 1)
-        if group == self.n_groups - 1 and self.kernel_size > 1:
-            state.cache.index_copy_(1, context.home, context.x.unflatten(0, context.n_by_sites))
+        context.x.append(x)
+        if group == self.n_groups - 1 and state.cache is not None:
+            state.cache.write(context.sites, x if group == 0 else torch.cat(context.x, -1))
 
 
 class ResidualBlock(nn.Module):
@@ -393,34 +402,40 @@ class ResidualStack(CausalLayer):
     class State:
         """What drawing keeps for all wavefronts. L is the number of blocks."""
 
-        taps: Taps
-        cache: Tensor
-        """Inputs of the 3x3 convolutions at earlier sites, zero elsewhere, (L, N, P, h)."""
+        cache: SiteCache
+        """Inputs of the 3x3 convolutions at earlier sites, (L, N, P, h)."""
         earlier: Tensor
         """Their earlier taps, (L, T * h, h)."""
         bias: Tensor
         """Their biases with the condition's, (L, N or 1, 1, h)."""
-        reduce_bias: Tensor
-        """Biases of `reduce`, (L, 1, h)."""
-        products: list[list[tuple[Tensor, Tensor, Tensor, Tensor]]]
-        """Of each group and block: weights of `reduce`, `look` and `expand`, bias of `expand`."""
+        products: list[list[tuple[Tensor, ...]]]
+        """Of each group and block: least inputs, bias and weights of `reduce`, weights of `look` and `expand`."""
+        last_bias: list[Tensor]
+        """Of each group: what is still to be added to the last block's output, (2h / n_groups,)."""
+        buffers: dict[int, ResidualStack.Buffers]
+        """By the number of sites: wavefronts of one size use the same memory."""
+
+    @dataclass(frozen=True)
+    class Buffers:
+        """Memory for one wavefront, completed in place, group by group."""
+
+        bias: Tensor
+        """`State.bias` for every row, (L, N * S, h)."""
+        look: Tensor
+        """Inputs of `look`, (L, N * S, h)."""
+        narrow: Tensor
+        """Inputs of `expand`, begun with the outputs of `look` as far as earlier sites tell, (L, N * S, h)."""
+        views: list[list[tuple[Tensor, ...]]]
+        """Of each group and block: own and seen features of the inputs of `reduce`, of `look` and of `narrow`."""
 
     @dataclass(frozen=True)
     class Context:
-        """What drawing keeps for one wavefront; the buffers are completed in place, group by group."""
+        """What drawing keeps for one wavefront."""
 
-        home: Tensor
-        """Where the sites are in the caches, (S,)."""
-        n_by_sites: tuple[int, int]
-        """(N, S)."""
+        sites: range
         x: list[Tensor]
         """The stack's input of the group at hand, (N * S, 2h / n_groups)."""
-        wide: Tensor
-        """Inputs of `reduce`, (L, N * S, 2h)."""
-        look: Tensor
-        """Inputs of `look`, begun with the biases of `reduce`, (L, N * S, h)."""
-        narrow: Tensor
-        """Inputs of `expand`, begun with the outputs of `look` as far as earlier sites tell, (L, N * S, h)."""
+        buffers: ResidualStack.Buffers
 
     def _blocks(self) -> list[ResidualBlock]:
         return list(self.blocks)  # type: ignore[arg-type]
@@ -428,55 +443,57 @@ class ResidualStack(CausalLayer):
     def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> State:
         blocks = self._blocks()
         like = blocks[0].look.weight
-        taps = Taps.of(3, shape, like.device)
         bias = torch.stack([block.look.bias for block in blocks])[:, None]  # (L, 1, h)
         if condition is not None and blocks[0].condition is not None:
             bias = bias + torch.stack([block.condition(condition) for block in blocks if block.condition is not None])
-        products = [
-            [
-                (
-                    block.reduce.centre_weight(group),
-                    block.look.centre_weight(group),
-                    block.expand.centre_weight(group),
-                    block.expand.bias.chunk(self.n_groups)[group],
-                )
-                for block in blocks
-            ]
-            for group in range(self.n_groups)
-        ]
-        cache = like.new_zeros(len(blocks), n, taps.n_positions, self.hidden)
+        # The biases of `expand` are left out of the running sum x, and so add up: with b their sum so far, what
+        # `reduce` reads is relu(x + b) = max(x, -b) + b. One call the less in each block.
+        products: list[list[tuple[Tensor, ...]]] = [[] for _ in range(self.n_groups)]
+        left_out = like.new_zeros(2 * self.hidden)
+        for block in blocks:
+            weight = (block.reduce.weight * block.reduce.mask).flatten(1)  # (h, 2h)
+            reduce_bias = torch.addmv(block.reduce.bias, weight, left_out).chunk(self.n_groups)
+            for group, least in enumerate((-left_out).chunk(self.n_groups)):
+                weights = (layer.centre_weight(group) for layer in (block.reduce, block.look, block.expand))
+                products[group].append((least, reduce_bias[group], *weights))
+            left_out = left_out + block.expand.bias
+        cache = SiteCache((len(blocks), n), self.hidden, 3, shape, like)
         earlier = torch.stack([block.look.earlier_weight() for block in blocks])
-        reduce_bias = torch.stack([block.reduce.bias for block in blocks])[:, None]
-        return self.State(taps, cache, earlier, bias[:, :, None], reduce_bias, products)
+        return self.State(cache, earlier, bias[:, :, None], products, list(left_out.chunk(self.n_groups)), {})
 
-    def context(self, state: State, sites: Tensor) -> Context:
-        n_blocks, n, _, hidden = state.cache.shape
-        n_sites = len(sites)
-        n_rows = n * n_sites
-        seen = state.cache.index_select(2, state.taps.earlier[sites].flatten())  # (L, N, S * T, h)
-        bias = state.bias.expand(n_blocks, n, n_sites, hidden).reshape(n_blocks, n_rows, hidden)
-        narrow = torch.baddbmm(bias, seen.view(n_blocks, n_rows, state.earlier.shape[1]), state.earlier)
-        look = torch.empty_like(narrow).copy_(state.reduce_bias)
-        wide = look.new_empty(n_blocks, n_rows, 2 * hidden)
-        return self.Context(state.taps.home[sites], (n, n_sites), [], wide, look, narrow)
+    def _memory_for(self, state: State, n_sites: int) -> Buffers:
+        if n_sites not in state.buffers:
+            n_blocks, n, _, hidden = state.cache.buffer.shape
+            bias = state.bias.expand(n_blocks, n, n_sites, hidden).reshape(n_blocks, n * n_sites, hidden)
+            wide = bias.new_empty(n_blocks, n * n_sites, 2 * hidden)
+            look, narrow = torch.empty_like(bias), torch.empty_like(bias)
+            views = [
+                list(zip(*(part for x in (wide, look, narrow) for part in self._own_and_seen(x, group)), strict=True))
+                for group in range(self.n_groups)
+            ]
+            state.buffers[n_sites] = self.Buffers(bias, look, narrow, views)
+        return state.buffers[n_sites]
+
+    def context(self, state: State, sites: range) -> Context:
+        buffers = self._memory_for(state, len(sites))
+        n_blocks, n_rows, _ = buffers.bias.shape
+        seen = state.cache.earlier(sites).view(n_blocks, n_rows, state.earlier.shape[1])
+        torch.baddbmm(buffers.bias, seen, state.earlier, out=buffers.narrow)
+        return self.Context(sites, [], buffers)
 
     def step(self, state: State, context: Context, group: int) -> Tensor:
         x = context.x.pop()  # (N * S, 2h / n_groups)
-        chain = zip(
-            state.products[group],
-            *self._own_and_seen(context.wide, group),
-            *self._own_and_seen(context.look, group),
-            *self._own_and_seen(context.narrow, group),
-            strict=True,
-        )
-        for (reduce, centre, expand, expand_bias), wide, wide_seen, look, look_seen, narrow, narrow_seen in chain:
-            torch.clamp_min(x, 0, out=wide)
-            look.addmm_(wide_seen, reduce).relu_()
+        for (least, bias, reduce, centre, expand), (wide, wide_seen, look, look_seen, narrow, narrow_seen) in zip(
+            state.products[group], context.buffers.views[group], strict=True
+        ):
+            torch.maximum(x, least, out=wide)
+            torch.addmm(bias, wide_seen, reduce, out=look).relu_()
             narrow.addmm_(look_seen, centre).relu_()
-            x = torch.addmm(x, narrow_seen, expand).add_(expand_bias)
+            x = torch.addmm(x, narrow_seen, expand)
+        n_sites = len(context.sites)
         if group == self.n_groups - 1:
-            state.cache.index_copy_(2, context.home, context.look.unflatten(1, context.n_by_sites))
-        return x.unflatten(0, context.n_by_sites)  # (N, S, 2h / n_groups)
+            state.cache.write(context.sites, context.buffers.look.unflatten(1, (-1, n_sites)))
+        return (x + state.last_bias[group]).view(-1, n_sites, x.shape[1])  # (N, S, 2h / n_groups)
 
     def _own_and_seen(self, buffer: Tensor, group: int) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """Views of a buffer, (L, N * S, features), for each block: a group's features, and those up to it."""

@@ -31,10 +31,10 @@ def decide(logits: Tensor, noise: Tensor) -> Tensor:
     Returns:
         Levels 0 .. K-1, int64, (...).
     """
-    cdf = (logits.float() - logits.amax(-1, keepdim=True)).exp().cumsum(-1)  # (..., K), unnormalised
+    cdf = logits.softmax(-1, dtype=torch.float32).cumsum(-1)  # (..., K); ends near 1
     threshold = noise.unsqueeze(-1) * cdf[..., -1:]
     # A product that rounds up to the total itself would otherwise fall past the last level.
-    return (cdf <= threshold).sum(-1).clamp_max(logits.shape[-1] - 1)
+    return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp_max_(logits.shape[-1] - 1)
 
 
 @dataclass(frozen=True)

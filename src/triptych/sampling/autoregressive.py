@@ -78,8 +78,8 @@ class Drawing:
     """Images whose first sites are not drawn but taken as they are, int64, (N, C, H, W)."""
     n_given: int = 0
     """How many sites, in raster order, are given."""
-    watch: Callable[[Tensor, Tensor], None] | None = None
-    """Called after each turn with the levels so far, (N, C, H * W), and the positions just decided, (S,)."""
+    watch: Callable[[Tensor, range], None] | None = None
+    """Called after each turn with the levels so far, (N, C, H * W), and the positions just decided."""
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output for levels, (N, C, H, W): (N, n_groups * F, H, W)."""
@@ -128,7 +128,7 @@ def draw_naive(drawing: Drawing) -> Tensor:
                 earlier = x[:, first:channel, row, column].unbind(1)
                 x[:, channel, row, column] = drawing.decide(outputs, earlier, drawing.noise[:, channel, row, column])
             if drawing.watch is not None:
-                drawing.watch(x.flatten(2), torch.tensor([row * width + column], device=x.device))
+                drawing.watch(x.flatten(2), range(row * width + column, row * width + column + 1))
     return x
 
 
@@ -142,26 +142,30 @@ def draw_through_caches(drawing: Drawing, sampler: Sampler) -> Tensor:
     state = network.start(n, (height, width), drawing.condition)
     noise = drawing.noise.flatten(2)  # (N, C, H * W)
     given = None if drawing.given is None else drawing.given.flatten(2)
+    is_given = torch.arange(height * width, device=device) < drawing.n_given
     x = torch.zeros(noise.shape, dtype=torch.int64, device=device)
-    turns = wavefronts(height, width, 1 + int(network.reach), device) if sampler == "wavefront" else None
+    # Where a wavefront is as wide as the image, it goes site by site.
+    skew = 1 + int(network.reach) if sampler == "wavefront" else width
     per_group = channels // network.n_groups
-    for turn, sites in enumerate(turns or torch.arange(height * width, device=device).split(1)):
-        if sampler == "row" and turn % width == 0:
-            network.row(state, turn // width)
+    for sites in wavefronts(height, width, skew):
+        if sampler == "row" and sites[0] % width == 0:
+            network.row(state, sites[0] // width)
         context = network.context(state, sites)
-        noise_here = noise.index_select(2, sites).unbind(1)  # C of (N, S)
+        here = slice(sites[0], sites[-1] + 1, sites.step)
+        noise_here = noise[:, :, here].unbind(1)  # C of (N, S)
         drawn: list[Tensor] = []
         for group in range(network.n_groups):
             outputs = network.step(state, context, group)  # (N, S, F)
             first = len(drawn)
             for channel in range(first, first + per_group):
                 level = drawing.decide(outputs, drawn[first:], noise_here[channel])  # (N, S)
-                if given is not None:
-                    level = torch.where(sites < drawing.n_given, given[:, channel, sites], level)
+                if given is not None and sites[0] < drawing.n_given:
+                    level = torch.where(is_given[here], given[:, channel, here], level)
                 drawn.append(level)
             features = [drawing.encode(level) for level in drawn[first:]]  # each (N, S, features)
             network.write(state, context, features[0] if per_group == 1 else torch.cat(features, -1), group)
-        x.index_copy_(2, sites, torch.stack(drawn, 1))
+        for channel, level in enumerate(drawn):
+            x[:, channel, here] = level
         if drawing.watch is not None:
             drawing.watch(x, sites)
     return x.unflatten(2, (height, width))
@@ -196,17 +200,20 @@ def draw_jacobi(drawing: Drawing) -> Tensor:
         then = torch.where(is_given.view(height, width), now, torch.stack(levels, 1))
         x[open_images] = then
         if drawing.watch is not None:
-            drawing.watch(x.flatten(2), torch.arange(height * width, device=x.device))
+            drawing.watch(x.flatten(2), range(height * width))
         open_images = open_images[(then != now).flatten(1).any(1)]
     return x
 
 
-def wavefronts(height: int, width: int, skew: int, device: torch.device | None = None) -> Iterator[Tensor]:
-    """The sites (row, column) with column + skew * row = 0, 1, 2, ..., as positions row * W + column, int64, (S,).
+def wavefronts(height: int, width: int, skew: int) -> Iterator[range]:
+    """The sites (row, column) with column + skew * row = 0, 1, 2, ..., as positions row * W + column.
 
     A site is in a later wavefront than those left of it and than those in the row above up to skew - 1 to its right.
+    With a skew of at least the width every wavefront is one site, in raster order.
     """
+    skew = min(skew, width)  # Two rows meet in a wavefront only if skew < width.
     for front in range(width + skew * (height - 1)):
-        rows = range(max(0, -(-(front - width + 1) // skew)), min(height - 1, front // skew) + 1)
-        if rows:
-            yield torch.tensor([row * width + front - skew * row for row in rows], device=device)
+        first, last = max(0, -(-(front - width + 1) // skew)), min(height - 1, front // skew)
+        step = max(1, width - skew)
+        start = first * width + front - skew * first
+        yield range(start, start + (last - first) * step + 1, step)
