@@ -34,7 +34,7 @@ SPACES: dict[str, Space] = {
     "2-D points": PointSpace(2, (1.0, -2.0), 3.0),
     "1-D points": PointSpace(1, (0.5,), 0.2),
 }
-SMALL: dict[str, Any] = {"hidden": 12, "n_blocks": 1, "n_components": 3, "n_latents": 4}
+SMALL: dict[str, Any] = {"hidden": 12, "n_blocks": 1, "n_layers": 1, "n_components": 3, "n_latents": 4}
 MODELS = registry.find_models()
 
 

@@ -1,0 +1,77 @@
+"""Diagonal BiLSTM (PixelRNN): p(x) as a product over sub-pixels, each predicted from all earlier ones by LSTMs."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from triptych.errors import InputError
+from triptych.models.autoregressive import AutoregressiveDensity
+from triptych.models.base import Phase
+from triptych.nn.causal import CausalSequential, MaskedConv2d, Pointwise
+from triptych.nn.diagonal_lstm import DiagonalBiLSTMStack
+from triptych.objectives.heads import head_of_channels
+from triptych.spaces import ImageSpace
+
+
+class DiagonalBiLSTM(AutoregressiveDensity):
+    r"""log p(x) = sum_i log p(x_i | x_1 .. x_{i-1}), sub-pixels in raster order and red, green, blue within a pixel.
+
+    A masked 7x7 convolution, layers of two LSTMs that scan the image along its diagonals from either side, two 1x1
+    convolutions, and a softmax over the levels of each sub-pixel (one logit where there are two). Each prediction
+    sees all earlier sub-pixels, however far away.
+
+    Arguments:
+        space: Images; the levels of palette images enter as indicator vectors, others scaled to [-1, 1].
+        n_classes: Classes to condition on; 0 for none.
+        hidden: Features h of an LSTM's state (2h between layers), a multiple of the number of channels; None for 16 a
+            channel, at least 32. The paper has 16 for MNIST and 128 for CIFAR-10.
+        n_layers: Layers of LSTMs. The paper has 1 and 7 for MNIST and 12 for CIFAR-10.
+        kernel_size: Side of the first convolution, odd and at least 3.
+        dropout: Probability with which a feature that an LSTM gives is zeroed in training.
+    Raises:
+        InputError: If an option is out of range, or hidden is not a multiple of the number of channels.
+    Source:
+        van den Oord, Kalchbrenner & Kavukcuoglu 2016, arXiv:1601.06759, sections 3.2 and 3.3, table 1 (Diagonal
+        BiLSTM) and fig. 5. Differs: Adam instead of RMSProp; dropout; forget gates that begin open; classes, as in
+        van den Oord et al. 2016, arXiv:1606.05328, eq. 3.
+    """
+
+    def __init__(
+        self,
+        space: ImageSpace,
+        n_classes: int = 0,
+        *,
+        hidden: int | None = None,
+        n_layers: int = 2,
+        kernel_size: int = 7,
+        dropout: float = 0.2,
+    ) -> None:
+        super().__init__(space, n_classes)
+        channels = space.channels
+        hidden = 16 * max(channels, 2) if hidden is None else hidden
+        if hidden < 1 or hidden % channels:
+            nearest = max(1, round(hidden / channels)) * channels
+            raise InputError(
+                f"hidden is {hidden}; it must be a multiple of the {channels} channels, such as {nearest}."
+            )
+        if n_layers < 1:
+            raise InputError(f"n_layers is {n_layers}; it must be at least 1.")
+        if kernel_size < 3 or kernel_size % 2 == 0:
+            raise InputError(f"kernel_size is {kernel_size}; it must be odd and at least 3.")
+        if not 0 <= dropout < 1:
+            raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+        self.hidden, self.n_layers, self.kernel_size, self.dropout = hidden, n_layers, kernel_size, dropout
+        self.head = head_of_channels(space)
+        self.network = CausalSequential(
+            [
+                MaskedConv2d(channels * self.n_inputs, 2 * hidden, kernel_size, "A", channels),
+                DiagonalBiLSTMStack(hidden, n_layers, channels, n_condition=n_classes, dropout=dropout),
+                Pointwise(nn.ReLU(), channels),
+                MaskedConv2d(2 * hidden, 2 * hidden, 1, "B", channels),
+                Pointwise(nn.ReLU(), channels),
+                MaskedConv2d(2 * hidden, channels * self.head.n_features, 1, "B", channels),
+            ]
+        )
+
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase("density", tuple(self.parameters()), learning_rate=3e-3),)
