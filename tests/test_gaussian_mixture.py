@@ -44,6 +44,7 @@ def test_em_never_loses_likelihood_and_log_prob_is_scikit_learns(covariance: str
     expected = reference.score_samples(y) - 2 * math.log(2.0)
     np.testing.assert_allclose(model.log_prob(x).numpy(), expected, rtol=1e-4, atol=1e-4)
     assert -float(model.log_prob(x).mean()) == pytest.approx(curve[-1], abs=0.05)
+    np.testing.assert_allclose(model.responsibilities(x).numpy(), reference.predict_proba(y), rtol=1e-3, atol=1e-4)
 
 
 def test_the_density_integrates_to_one_and_recovers_the_modes() -> None:

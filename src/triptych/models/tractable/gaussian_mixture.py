@@ -17,10 +17,9 @@ from torch import Generator, Tensor
 
 from triptych.errors import InputError
 from triptych.models.base import Batch, Estimated, Loss, Phase, TractableDensity
-from triptych.nn.blocks import as_levels
+from triptych.models.classical import Standardiser, own_density, training_densities
 from triptych.spaces import ImageSpace, PointSpace, Space
 
-N_NOISE = 8  # Draws of dequantisation noise behind an image's bound.
 N_COPIES = 4  # Dequantised copies of each training image, where they fit: the noise is part of what is estimated.
 
 
@@ -30,7 +29,7 @@ class GaussianMixture(TractableDensity, Estimated):
     A class-conditional one has a mixture for each class.
 
     Points are scored exactly. An integer image x is scored through its dequantised version x + u, u uniform in
-    [0, 1): E_u log p(x + u) is a lower bound of log P(x), the mass p puts on the unit cell at x, and is typed so.
+    [0, 1): the mean of log p(x + u) is a lower bound of log P(x), and is typed so.
 
     Arguments:
         space: What one datum is.
@@ -52,8 +51,6 @@ class GaussianMixture(TractableDensity, Estimated):
     weights: Tensor
     means: Tensor
     covariances: Tensor
-    noise: Tensor
-    shift: Tensor
 
     def __init__(
         self,
@@ -66,14 +63,11 @@ class GaussianMixture(TractableDensity, Estimated):
         tolerance: float = 1e-5,
         regularization: float | None = None,
     ) -> None:
-        is_image = isinstance(space, ImageSpace)
-        super().__init__(
-            space, n_classes, kind="lower bound" if is_image else "exact", n_draws=N_NOISE if is_image else 1
-        )
-        if isinstance(space, ImageSpace) and space.palette is not None:
-            raise InputError("gaussian_mixture needs levels with an order; a palette has none. Use pixel_cnn.")
-        n_components = (10 if is_image else 32) if n_components is None else n_components
-        self.regularization = (3e-3 if is_image else 1e-6) if regularization is None else regularization
+        standard = Standardiser(space, "gaussian_mixture")
+        super().__init__(space, n_classes, kind=standard.kind, n_draws=standard.n_draws)
+        self.standard = standard
+        n_components = (10 if standard.is_image else 32) if n_components is None else n_components
+        self.regularization = (3e-3 if standard.is_image else 1e-6) if regularization is None else regularization
         if not (self.regularization >= 0 and tolerance >= 0):
             raise InputError("Options regularization and tolerance of gaussian_mixture must not be negative.")
         for option, value in {"n_components": n_components, "max_iterations": max_iterations}.items():
@@ -82,12 +76,6 @@ class GaussianMixture(TractableDensity, Estimated):
         dim, n_mixtures = space.n_dims, max(1, n_classes)
         self.covariance = covariance if covariance != "auto" else "full" if dim <= 256 else "diag"
         self.n_components, self.max_iterations, self.tolerance = n_components, max_iterations, tolerance
-        # The model works on y, centred data of unit scale; `_log_unit` brings densities back to data units.
-        if isinstance(space, ImageSpace):
-            shift, self.unit = torch.full((dim,), space.levels / 2), space.levels / 4
-        else:
-            shift, self.unit = torch.tensor(space.center or (0.0,) * dim), space.scale
-        self.register_buffer("shift", shift, persistent=False)
         shape = (n_mixtures, n_components)
         self.register_buffer("weights", torch.full(shape, 1 / n_components))
         self.register_buffer("means", torch.zeros(*shape, dim))
@@ -95,33 +83,25 @@ class GaussianMixture(TractableDensity, Estimated):
         self.register_buffer("covariances", torch.ones(*shape, *covariance_shape))
         if self.covariance == "full":
             self.covariances.copy_(torch.eye(dim))
-        # Fixed noise makes the bound a function of the image alone. It must not be the noise that EM has seen, which
-        # comes from the training's seed: a stream that no small seed gives.
-        noise = torch.rand((N_NOISE, dim), generator=torch.Generator().manual_seed(3_141_592_653))
-        self.register_buffer("noise", noise, persistent=False)
 
     @property
     def max_items(self) -> int:
-        """So many that a float32 copy of the data stays below 256 MiB."""
-        return max(1000, 2**26 // self.space.n_dims)
+        return self.standard.max_items
 
     def estimate(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> Iterator[dict[str, float]]:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.mixture import GaussianMixture as EM
 
-        which = torch.zeros(len(x), dtype=torch.int64) if labels is None or not self.n_classes else labels
-        for label, n in enumerate(torch.bincount(which, minlength=len(self.weights)).tolist()):
-            if n < self.n_components:
-                what = f"class {label} has" if self.n_classes else "the training split has"
-                raise InputError(
-                    f"{what} {n} items; n_components = {self.n_components} Gaussians need as many or more."
-                )
-        if isinstance(self.space, ImageSpace):
+        why = f"n_components = {self.n_components} Gaussians need as many or more."
+        which = training_densities(
+            labels, len(x), self.n_classes, at_least=self.n_components, why=why, device=self.device
+        )
+        if self.standard.is_image:
             copies = max(1, min(N_COPIES, self.max_items // len(x)))
             x, which = x.repeat(copies, 1, 1, 1), which.repeat(copies)
-        y = self._dequantise(x, torch.rand((len(x), self.space.n_dims), generator=generator))
+        y = self.standard(x, torch.rand((len(x), self.space.n_dims), generator=generator).to(self.device))
         # In float64: EM breaks down on narrow clusters in float32.
-        own = [y[which == label].double().numpy() for label in range(len(self.weights))]
+        own = [y[which == label].double().numpy(force=True) for label in range(len(self.weights))]
         seed = int(torch.randint(2**31, (), generator=generator))
         mixtures = [
             EM(
@@ -135,7 +115,6 @@ class GaussianMixture(TractableDensity, Estimated):
             )
             for items in own
         ]
-        unit = "nats_per_image" if isinstance(self.space, ImageSpace) else "nats_per_point"
         previous = -math.inf
         for _ in range(self.max_iterations):
             # One iteration of every class's mixture, so that all of them are usable at every yield.
@@ -154,59 +133,57 @@ class GaussianMixture(TractableDensity, Estimated):
                 self.means[label] = torch.from_numpy(np.asarray(em.means_))
                 self.covariances[label] = torch.from_numpy(np.asarray(em.covariances_))
             mean = sum(em.lower_bound_ * len(items) for em, items in zip(mixtures, own, strict=True)) / len(y)
-            yield {unit: -float(mean) + self._log_unit}
+            yield {self.standard.term: -float(mean) + self.standard.log_scale}
             if mean - previous < self.tolerance * self.space.n_dims:
                 break
             previous = mean
 
-    @property
-    def _log_unit(self) -> float:
-        """Nats by which a density of y exceeds the density in data units."""
-        return self.space.n_dims * math.log(self.unit)
-
-    def _dequantise(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Data -> y, (N, n_dims), float32; `noise` in [0, 1) of the same shape is added to images."""
-        flat = x.flatten(1).float()
-        if isinstance(self.space, ImageSpace):
-            flat = flat + noise
-        return (flat - self.shift) / self.unit
-
-    def _log_components(self, y: Tensor) -> Tensor:
-        """log P(m) + log N(y; mu_m, Sigma_m) for every class's mixture: (N, n_mixtures, n_components), nats."""
-        dim = y.shape[1]
-        constant = self.weights.clamp_min(1e-30).log() - 0.5 * dim * math.log(2 * math.pi)  # (K, M)
+    def _log_components(self, y: Tensor, label: int) -> Tensor:
+        """log P(m) + log N(y; mu_m, Sigma_m) for the mixture of a class: (N, n_components), nats."""
+        weights, means, covariances = self.weights[label], self.means[label], self.covariances[label]
+        constant = weights.clamp_min(1e-30).log() - 0.5 * y.shape[1] * math.log(2 * math.pi)  # (M,)
         if self.covariance == "diag":
             # In float64: the expanded square loses digits where components are narrow and far from the origin.
-            y, precision = y.double(), 1 / self.covariances.double()  # (K, M, D)
-            square = y.square() @ precision.flatten(0, 1).T
-            square = square - 2 * y @ (self.means * precision).flatten(0, 1).T
-            square = square.unflatten(1, constant.shape) + (self.means.double().square() * precision).sum(-1)
-            return (constant - 0.5 * (square + self.covariances.log().sum(-1))).float()
-        factor = torch.linalg.cholesky(self.covariances)  # (K, M, D, D)
+            y, precision = y.double(), 1 / covariances.double()  # (M, D)
+            square = y.square() @ precision.T - 2 * y @ (means * precision).T  # (N, M)
+            square = square + (means.double().square() * precision).sum(1)
+            return (constant - 0.5 * (square + covariances.log().sum(1))).float()
+        factor = torch.linalg.cholesky(covariances)  # (M, D, D)
         parts = []
-        for mean, lower in zip(self.means.flatten(0, 1), factor.flatten(0, 1), strict=True):
+        for mean, lower in zip(means, factor, strict=True):
             white = torch.linalg.solve_triangular(lower, (y - mean).T, upper=False)  # (D, N)
             parts.append(-0.5 * white.square().sum(0) - lower.diagonal().log().sum())
-        return constant + torch.stack(parts, dim=1).unflatten(1, constant.shape)
+        return constant + torch.stack(parts, dim=1)
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def responsibilities(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """P(m | x), the soft assignment of the E step; of images, at the middle of their cell.
+
+        Arguments and errors are those of `log_prob`.
+        Returns:
+            Probabilities, float32, (N, n_components); each row sums to 1.
+        Source:
+            Dempster et al. 1977, section 4.3.
+        """
         self.space.check(x)
         labels = self.check_labels(len(x), labels, draw=False)
-        which = torch.zeros(len(x), dtype=torch.int64, device=self.device) if labels is None else labels
-        x = x.to(self.device)
-        noises = self.noise if isinstance(self.space, ImageSpace) else self.noise[:1]
-        nats = [self._log_components(self._dequantise(x, u)).logsumexp(2) for u in noises]
-        mean = torch.stack(nats).mean(0)  # (N, n_mixtures)
-        return mean.gather(1, which.unsqueeze(1)).squeeze(1) - self._log_unit
+        y, which = self.standard(x), own_density(labels, len(x), self.device)
+        result = self.weights.new_zeros(len(x), self.n_components)
+        for label in which.unique().tolist():
+            own = which == label
+            result[own] = self._log_components(y[own], label).to(result).softmax(1)
+        return result.float()
+
+    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = self.check_labels(len(x), labels, draw=False)
+        return self.standard.log_prob(x, labels, lambda y, label: self._log_components(y, label).logsumexp(1))
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
         labels = self.check_labels(n, labels, draw=True, generator=generator)
-        weights = self.weights[:1].expand(n, -1) if labels is None else self.weights[labels]
-        which = torch.zeros(n, dtype=torch.int64, device=self.device) if labels is None else labels
+        which = own_density(labels, n, self.device)
         # m ~ P(m), then x | m. (multinomial refuses an empty batch.)
-        component = torch.multinomial(weights, 1, generator=generator).squeeze(1) if n else which
-        noise = torch.randn((n, self.space.n_dims), generator=generator, device=self.device)
+        component = torch.multinomial(self.weights[which], 1, generator=generator).squeeze(1) if n else which
+        noise = torch.randn((n, self.space.n_dims), generator=generator, device=self.device).to(self.means)
         y = self.means[which, component]
         if self.covariance == "diag":
             y = y + self.covariances[which, component].sqrt() * noise
@@ -215,8 +192,7 @@ class GaussianMixture(TractableDensity, Estimated):
             for k, m in torch.stack([which, component], 1).unique(dim=0).tolist():
                 own = (which == k) & (component == m)
                 y[own] += noise[own] @ factor[k, m].T
-        x = (y * self.unit + self.shift).reshape(n, *self.space.shape)
-        return as_levels(x.floor(), self.space) if isinstance(self.space, ImageSpace) else x
+        return self.standard.inverse(y)
 
     def phases(self) -> tuple[Phase, ...]:
         return ()
