@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import triptych
-from triptych import InputError
+from triptych import ImageSpace, InputError, PointSpace
 from triptych.data.dataset import Dataset
 from triptych.models.base import TractableDensity
+from triptych.sampling.autoregressive import SAMPLERS
 
 QUICK: dict[str, Any] = {"budget": "4steps", "batch_size": 8, "validations": 2, "verbose": False}
 NET: dict[str, Any] = {"hidden": 8, "n_blocks": 1}
@@ -187,6 +188,76 @@ class TestSample:
         assert triptych.sample(model, 2, labels=[1, 1]).shape == (2, 1, 8, 8)
         with pytest.raises(InputError, match="labels"):
             triptych.sample(model, 2, labels=[5, 1])
+
+    def test_every_sampler_draws_the_same(self, run: Path) -> None:
+        items = triptych.sample(run, 5, seed=1)
+        for sampler in SAMPLERS:
+            assert np.array_equal(triptych.sample(run, 5, seed=1, sampler=sampler), items), sampler
+        assert not np.array_equal(triptych.sample(run, 5, seed=1, temperature=0.2), items)
+        likeliest = triptych.sample(run, 5, top_k=1)
+        assert np.array_equal(likeliest, np.repeat(likeliest[:1], 5, axis=0))
+        assert np.array_equal(triptych.sample(run, 5, top_p=1e-9), likeliest)
+
+    def test_files_say_that_warped_draws_are_not_from_the_model(self, run: Path, tmp_path: Path) -> None:
+        note = "temperature 0.5, top_p 0.9: these are not draws from p(x)"
+        for warp, expected in (({"temperature": 0.5, "top_p": 0.9}, note), ({}, None)):
+            for name in ("s.png", "s.npz", f"pngs{len(warp)}", "s.gif"):
+                where = {"animate": tmp_path / name} if name == "s.gif" else {"out": tmp_path / name}
+                triptych.sample(run, 2, **warp, **where)
+            with np.load(tmp_path / "s.npz") as file:
+                assert set(file) == {"images", *(["comment"] if expected else [])}
+                assert expected is None or file["comment"] == expected
+            for name in ("s.png", f"pngs{len(warp)}/000001.png"):
+                with Image.open(tmp_path / name) as picture:
+                    assert picture.info.get("Comment") == expected
+            with Image.open(tmp_path / "s.gif") as picture:
+                assert picture.info.get("comment") == (expected.encode() if expected else None)
+
+    @pytest.mark.parametrize(
+        ("option", "value"),
+        [("sampler", "row"), ("temperature", 0.5), ("top_k", 3), ("top_p", 0.9), ("animate", "a.gif")],
+    )
+    def test_other_models_take_no_options_of_drawing(
+        self, option: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for name, space in (("gan", ImageSpace(1, 8, 8, 4)), ("gaussian_mixture", PointSpace(2))):
+            model = triptych.create_model(name, space)
+            with pytest.raises(InputError, match=rf"leave out {option}, .*pixel_cnn"):
+                triptych.sample(model, 2, out="s.png", **{option: value})
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("options", "word"),
+        [
+            ({"sampler": "fast"}, "no sampler"),
+            ({"temperature": 0}, "temperature"),
+            ({"top_k": -1}, "top_k"),
+            ({"top_p": 1.5}, "top_p"),
+            ({"animate": "a.mp4"}, ".gif"),
+            ({"animate": "no/a.gif"}, "does not exist"),
+            ({"animate": "a.png", "out": "./a.png"}, "twice"),
+            ({"labels": [0, 1]}, "not class-conditional"),
+            ({"seed": -1}, "seed"),
+        ],
+    )
+    def test_refuses_options(
+        self, options: dict[str, Any], word: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(InputError, match=word):
+            triptych.sample(run, 2, **({"out": "s.png"} | options))
+        assert not list(Path().iterdir())
+
+    def test_a_file_that_may_not_be_written_is_told_before_drawing(
+        self, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+        with pytest.raises(InputError, match="may not be written"):
+            triptych.sample(run, 2, out=tmp_path / "s.png")
+        with pytest.raises(InputError, match="may not be written"):
+            triptych.sample(run, 2, animate=tmp_path / "s.gif")
 
 
 def test_score_is_typed(run: Path, tiny: Dataset, tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from triptych import cli
+from triptych import api, cli
 from triptych.errors import InputError
+from triptych.sampling.autoregressive import SAMPLERS
 
 SMALL = ["--budget", "3steps", "--batch-size", "8", "--validations", "1"]
 
@@ -59,6 +62,25 @@ def test_the_verbs_one_after_the_other(
     assert "nothing to do" in ok("fit", "--resume", "run")
     assert "samples.png" in ok("sample", "run", "-n", "4")
     assert Path("samples.png").is_file()
+    out = ok("sample", "run", "-n", "4", "--sampler", "jacobi", "--temperature", "0.5", "--animate", "drawing.gif")
+    assert "drawing.gif" in out
+    assert "temperature 0.5: these are not draws from p(x)" in out
+    with Image.open("drawing.gif") as animation:
+        assert animation.n_frames > 1
+    assert "not draws" not in ok("sample", "run", "-n", "4")
+    out = ok("complete", "run", "--items", "0,2", "-n", "3", "--animate", "completing.apng")
+    assert "32 of 64 sites kept" in out
+    assert len([line for line in out.splitlines() if "test 2  completion" in line]) == 3
+    assert Path("completed.png").is_file()
+    assert Path("completing.apng").is_file()
+    again = ok("complete", "run", "--items", "0,2", "-n", "3", "--out", "completed.npz")
+    assert again.splitlines()[:9] == out.splitlines()[:9]
+    assert np.load("completed.npz")["images"].shape == (2, 3, 1, 8, 8)
+    ok("sample", "run", "-n", "1", "--out", "one")
+    out = ok("complete", "run", "one/000000.png", "--keep", "first:5", "--top-k", "1")
+    assert "5 of 64 sites kept" in out
+    assert "top_k 1: these are not draws from p(rest | kept)" in out
+    assert "images.npy 59" in ok("complete", "run", source, "--items", "59", "-n", "1")
     out = ok("score", "run", source, "--out", "scores.csv")
     assert "exact" in out
     assert len(Path("scores.csv").read_text().splitlines()) == 1 + 6
@@ -124,6 +146,80 @@ def test_wrong_input_gets_one_line_and_status_2(
     assert not list(tmp_path.iterdir()), "nothing may be written"
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs of a PixelCNN with two classes and of a GAN, and pictures to complete."""
+    folder = tmp_path_factory.mktemp("runs")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "images.npz", images=rng.integers(0, 4, (30, 8, 8)).astype(np.uint8), labels=np.arange(30) % 2)
+    data = api.load_data(folder / "images.npz", levels=4)
+    settings = {"budget": "2steps", "batch_size": 4, "validations": 1, "verbose": False, "hidden": 4}
+    api.fit("pixel_cnn", data, out=folder / "pixel_cnn", conditional=True, n_blocks=1, **settings)
+    api.fit("gan", data, out=folder / "gan", **settings)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "right.png")
+    Image.fromarray(np.zeros((5, 8), np.uint8)).save(folder / "small.png")
+    np.save(folder / "bright.npy", np.full((3, 8, 8), 200, np.uint8))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ("sample RUNS/gan --temperature 0.5", "leave out temperature"),
+        ("sample RUNS/gan --animate a.gif", "leave out animate"),
+        ("sample RUNS/pixel_cnn --sampler fast", "sampler"),
+        ("sample RUNS/pixel_cnn --temperature -1", "temperature"),
+        ("sample RUNS/pixel_cnn --top-p 2", "top_p"),
+        ("sample RUNS/pixel_cnn --animate a.mp4", ".gif"),
+        ("sample RUNS/pixel_cnn --animate samples.png", "twice"),
+        ("sample RUNS/pixel_cnn --label 2", "labels are 2 .. 2"),
+        ("sample RUNS/pixel_cnn -n -3", "at least 1"),
+        ("sample RUNS/pixel_cnn --out /dev/null/a.png", "/dev/null"),
+        ("complete", "RUN"),
+        ("complete no/run", "no/run"),
+        ("complete RUNS/gan", "cannot complete images"),
+        ("complete RUNS/pixel_cnn --items 99", "no item 99"),
+        ("complete RUNS/pixel_cnn --items 1-3", "0,1,2"),
+        ("complete RUNS/pixel_cnn --keep left:0.5", "raster order"),
+        ("complete RUNS/pixel_cnn --keep all", "top:0.5"),
+        ("complete RUNS/pixel_cnn --keep top:8", "64 of an image's 64"),
+        ("complete RUNS/pixel_cnn --keep top:0.01", "0 of an image's 64"),
+        ("complete RUNS/pixel_cnn -n 0", "at least 1"),
+        ("complete RUNS/pixel_cnn --label 7", "labels are 7 .. 7"),
+        ("complete RUNS/pixel_cnn --out a.jpg", ".png or .npz"),
+        ("complete RUNS/pixel_cnn --out no/a.png", "does not exist"),
+        ("complete RUNS/pixel_cnn --out RUNS", "RUNS"),
+        ("complete RUNS/pixel_cnn --animate a.mp4", ".gif"),
+        ("complete RUNS/pixel_cnn --seed -1", "seed"),
+        ("complete RUNS/pixel_cnn --levels 4", "levels does not apply"),
+        ("complete RUNS/pixel_cnn RUNS/right.png", "give --label 0 .. 1"),
+        ("complete RUNS/pixel_cnn RUNS/small.png --label 0", "give --size 8x8"),
+        ("complete RUNS/pixel_cnn RUNS/none.png", "none.png"),
+        ("complete RUNS/pixel_cnn RUNS/bright.npy", "give --levels 4"),
+        ("complete RUNS/pixel_cnn digits", "17 levels"),
+    ],
+)
+def test_wrong_drawings_get_one_line_and_status_2(
+    arguments: str,
+    word: str,
+    runs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = triptych(arguments.replace("RUNS", str(runs)).split(), capsys, monkeypatch)
+    assert code == 2
+    assert word.replace("RUNS", str(runs)) in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out
+    assert not list(tmp_path.iterdir()), "nothing may be written"
+
+
+def test_the_samplers_of_the_command_are_all_there_are() -> None:
+    assert get_args(get_type_hints(cli.DrawConfig)["sampler"]) == SAMPLERS
+
+
 def test_settings_are_python_literals_or_words() -> None:
     assert cli.parse_settings(["a=1", "b=0.5", "c=True", "d=full", "e=x=y"]) == {
         "a": 1,
@@ -143,3 +239,10 @@ def test_help_names_every_verb_and_exits_clean() -> None:
 
     assert all(verb in output("--help") for verb in cli.VERBS)
     assert output("--version").startswith("triptych ")
+
+
+def test_a_repeated_set_keeps_all_its_settings() -> None:
+    words = ["fit", "vae", "digits", "--set", "hidden=8", "--budget", "5s", "--set=n_latents=2", "--set", "beta=1"]
+    assert cli.parse(words).settings == ("hidden=8", "n_latents=2", "beta=1")
+    assert cli.parse(words).train.budget == "5s"
+    assert cli.parse(["fit", "vae", "digits", "--set", "hidden=8"]).settings == ("hidden=8",)

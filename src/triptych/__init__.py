@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from triptych.api import create_model, evaluate, fit, list_models, load, load_data, resume, sample, score
     from triptych.comparison import compare
+    from triptych.completion import complete
     from triptych.errors import InputError, TrainingStopped
     from triptych.spaces import ImageSpace, PointSpace
 
@@ -21,6 +22,7 @@ __all__ = [
     "PointSpace",
     "TrainingStopped",
     "compare",
+    "complete",
     "create_model",
     "evaluate",
     "fit",
@@ -38,6 +40,7 @@ _HOME = {
     "InputError": "triptych.errors",
     "TrainingStopped": "triptych.errors",
     "compare": "triptych.comparison",
+    "complete": "triptych.completion",
 }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -15,16 +16,27 @@ from rich.console import Console
 from rich.markup import escape
 
 from triptych.config import TrainConfig
-from triptych.data.dataset import Dataset, Split, merged
+from triptych.data.animation import MAX_SHOWN, Frames, check_suffix, save_animation
+from triptych.data.dataset import Dataset, Split, level_dtype, merged
 from triptych.data.load import IN_MEMORY, load_data
-from triptych.data.pictures import save_items, to_rgb
+from triptych.data.pictures import columns_for, image_grid, png_comment, save_items, to_rgb
+from triptych.drawing import (
+    Bar,
+    autoregressive_models,
+    check_file,
+    check_seed,
+    describe_warp,
+    draw_images,
+)
 from triptych.errors import InputError, nearest_name
 from triptych.evaluation.evaluate import Evaluation
 from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.likelihood import evaluate_likelihood
-from triptych.files import write_text
+from triptych.files import write_atomically, write_text
+from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import GenerativeModel, Likelihood
 from triptych.models.registry import PANELS, create_model, find_models, model_options, resolved_options
+from triptych.sampling.autoregressive import Sampler, Warp
 from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.files import read_json, write_json
 from triptych.training.run import check_same, read_config, read_run, run_config
@@ -190,36 +202,81 @@ def sample(
     *,
     labels: Sequence[int] | np.ndarray | None = None,
     seed: int = 0,
+    sampler: Sampler = "auto",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
     out: str | Path | None = None,
+    animate: str | Path | None = None,
+    verbose: bool = True,
 ) -> np.ndarray:
     """Draws from a model or run.
 
     Arguments:
         labels: Class of each draw, for a class-conditional model; by default all classes in turn.
         seed: The same seed gives the same draws on the same machine.
+        sampler: How an autoregressive model draws: 'naive', 'raster', 'row', 'wavefront' or 'jacobi', which from the
+            same seed all draw the same images; 'auto' takes the quickest.
+        temperature: Of an autoregressive model: divides the log-probabilities of each sub-pixel's levels. With any
+            but 1, the draws are not from p(x), and files of them say so (as a comment in PNG, GIF and .npz files).
+        top_k: Likewise: draw from the k likeliest levels only; 0 for all.
+        top_p: Likewise: draw from the fewest levels whose probabilities reach p together; 1 for all.
         out: File or folder to write too: .png (a grid, or a plot of points), .npy or .npz, or a folder (a PNG each).
+        animate: .gif (256 colours) or .png or .apng file for an animation of an autoregressive model's drawing; of
+            more than 100 images the first 100.
+        verbose: Show a bar on a terminal if an autoregressive model takes more than a second.
     Returns:
         (n, *space.shape), in data units.
     Raises:
-        InputError: If n is not positive, labels do not fit, or `out` cannot be written.
+        InputError: If n is not positive, labels or options do not fit the model, or a file cannot be written.
     """
     model = model if isinstance(model, GenerativeModel) else load(model)
     if n < 1:
         raise InputError(f"n is {n}; draw at least 1.")
-    if not 0 <= seed < 2**63:
-        raise InputError(f"seed is {seed}; it must be between 0 and 2^63 - 1.")
-    write = None if out is None else _writer(Path(out), model)
+    check_seed(seed)
+    warp = Warp(temperature, top_k, top_p)
+    comment = describe_warp(warp)
+    out, animate = (None if path is None else Path(path) for path in (out, animate))
+    write = None if out is None else _writer(out, model, comment)
+    if animate is not None:
+        check_suffix(animate)
+        check_file(animate, [out])
     if labels is None and model.n_classes:
         labels = np.arange(n) % model.n_classes
     given = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=model.device)
-    generator = torch.Generator(model.device).manual_seed(seed)
-    items = model.eval().sample(n, labels=given, generator=generator).cpu().numpy()
+    model.eval()
+    frames = None
+    if isinstance(model, AutoregressiveDensity):
+        given = model.check_labels(n, given, draw=False)
+        if animate is not None:
+            nothing = np.zeros((min(n, MAX_SHOWN), *model.space.shape), level_dtype(model.space.levels))
+            frames = Frames(nothing, np.zeros(nothing[:, 0].shape, np.bool_))
+        with Bar(verbose) as bar:
+            items = draw_images(model, n, labels=given, seed=seed, sampler=sampler, warp=warp, frames=frames, bar=bar)
+    else:
+        _refuse_options_of_drawing(model, sampler, warp, animate)
+        generator = torch.Generator(model.device).manual_seed(seed)
+        items = model.sample(n, labels=given, generator=generator).cpu().numpy()
     if write is not None:
         write(items)
+    if animate is not None and frames is not None and isinstance(model.space, ImageSpace):
+        grid = partial(image_grid, space=model.space, n_columns=columns_for(frames.n), scale=1)
+        save_animation(frames, lambda images, drawn: grid(images, drawn=drawn), model.space, animate, comment)
     return items
 
 
-def _writer(out: Path, model: GenerativeModel) -> Callable[[np.ndarray], None]:
+def _refuse_options_of_drawing(model: GenerativeModel, sampler: Sampler, warp: Warp, animate: Path | None) -> None:
+    """Raises InputError if something is set that only autoregressive models take."""
+    options = {"sampler": sampler != "auto", "animate": animate is not None}
+    options |= {key: getattr(warp, key) != default for key, default in dataclasses.asdict(Warp()).items()}
+    if wrong := [key for key, is_set in options.items() if is_set]:
+        raise InputError(
+            f"{type(model).__name__} does not draw site by site: leave out {', '.join(wrong)}, which autoregressive"
+            f" models take ({', '.join(autoregressive_models())})."
+        )
+
+
+def _writer(out: Path, model: GenerativeModel, comment: str) -> Callable[[np.ndarray], None]:
     """How to write items to `out`, refused before anything is drawn if it cannot be done."""
     suffix = out.suffix.lower()
     if suffix not in (".png", ".npy", ".npz", ""):
@@ -230,24 +287,39 @@ def _writer(out: Path, model: GenerativeModel) -> Callable[[np.ndarray], None]:
         raise InputError(f"{out}: points are written to a .png, .npy or .npz file.")
     if suffix == "" and is_taken(out):
         raise InputError(f"{out} is not an empty folder; give another one.")
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: the folder {str(out.parent)!r} does not exist.")
+    if not out.is_dir():
+        check_file(out)
 
     def write(items: np.ndarray) -> None:
         if suffix == ".png":
-            save_items(items, model.space, out)
-        elif suffix:
-            with open(out, "wb") as file:
-                if suffix == ".npy":
-                    np.save(file, items)
-                else:
-                    np.savez_compressed(file, images=items)
+            save_items(items, model.space, out, comment)
+        elif suffix == ".npy":
+            _write_open(out, lambda file: np.save(file, items))
+        elif suffix == ".npz":
+            write_arrays(out, {"images": items}, comment)
         elif isinstance(model.space, ImageSpace):
             out.mkdir(exist_ok=True)
-            for number, picture in enumerate(to_rgb(items, model.space)):
-                Image.fromarray(picture).save(out / f"{number:06d}.png")
+            for number in range(len(items)):
+                (picture,) = to_rgb(items[number : number + 1], model.space)
+                Image.fromarray(picture).save(out / f"{number:06d}.png", pnginfo=png_comment(comment))
 
     return write
+
+
+def write_arrays(out: Path, arrays: Mapping[str, np.ndarray], comment: str) -> None:
+    """Writes a compressed .npz file, atomically, with a comment under the key 'comment' if it is not empty."""
+    content: dict[str, Any] = {**arrays, **({"comment": np.array(comment)} if comment else {})}
+    _write_open(out, lambda file: np.savez_compressed(file, **content))
+
+
+def _write_open(out: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Writes atomically through an open file: given a name, NumPy would add a suffix to it."""
+
+    def write_to(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            write(file)
+
+    write_atomically(out, write_to)
 
 
 def is_taken(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -70,6 +71,20 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class DrawConfig:
+    """How an autoregressive model draws."""
+
+    sampler: Literal["auto", "naive", "raster", "row", "wavefront", "jacobi"] = "auto"
+    """Way of drawing: from one seed all draw the same images, and auto takes the quickest."""
+    temperature: float = 1.0
+    """Divide log-probabilities: below 1 likely levels become likelier. But for 1, draws are not from p(x)."""
+    top_k: int = 0
+    """Draw from the k likeliest levels of each sub-pixel only. But for 0 (all), draws are not from p(x)."""
+    top_p: float = 1.0
+    """Draw from the fewest levels that reach probability p together. But for 1 (all), draws are not from p(x)."""
+
+
+@dataclass(frozen=True)
 class Sample:
     """Draw from a trained model: triptych sample runs/vae-digits --n 64 --out samples.png"""
 
@@ -83,13 +98,88 @@ class Sample:
     """Seed of the noise."""
     out: Path = Path("samples.png")
     """Where to write: a .png (a grid, or a plot of points), .npy or .npz (an array), or a folder (a PNG each)."""
+    animate: Path | None = None
+    """Where to write an animation of an autoregressive model's drawing: .gif (256 colours), or .png or .apng. It shows
+    the first 100 draws at most."""
+    draw: OmitArgPrefixes[DrawConfig] = DrawConfig()
 
     def run(self) -> None:
         from triptych import api
 
         labels = None if self.label is None else [self.label] * self.n
-        api.sample(self.run_folder, self.n, labels=labels, seed=self.seed, out=self.out)
+        api.sample(
+            self.run_folder,
+            self.n,
+            labels=labels,
+            seed=self.seed,
+            out=self.out,
+            animate=self.animate,
+            **dataclasses.asdict(self.draw),
+        )
         print(f"{self.n} samples -> {self.out}")
+        _tell_how(self.draw, self.animate, "p(x)")
+
+
+@dataclass(frozen=True)
+class Complete:
+    """Draw the rest of images given their first rows: triptych complete runs/pixel_cnn-digits --items 0,1,2"""
+
+    run_folder: Run
+    """Run folder of a trained autoregressive model."""
+    source: Annotated[Positional[str | None], arg(metavar="IMAGE")] = None
+    """An image file, an .npy or .npz file of integer images, or a data set; by default the data of the run."""
+    items: Annotated[str | None, arg(metavar="N,N,...")] = None
+    """Which of the images, counted from 0, with commas between; by default the first four."""
+    split: Literal["train", "valid", "test", "all"] | None = None
+    """Which part of a data set; test by default."""
+    keep: str = "top:0.5"
+    """What to keep: top:0.5 a share of the rows, to the nearest row; top:4 rows; first:20 sites in raster order."""
+    n: Annotated[int, arg(aliases=["-n"])] = 8
+    """Completions of each image."""
+    label: int | None = None
+    """Class of the images, for a class-conditional model; by default their own where the source has it."""
+    seed: int = 0
+    """Seed of the noise."""
+    out: Path = Path("completed.png")
+    """Where to write: a .png (each row an image, its kept part, and the completions), or .npz (images and numbers)."""
+    animate: Path | None = None
+    """Where to write an animation of the drawing: .gif (256 colours), or .png or .apng."""
+    draw: OmitArgPrefixes[DrawConfig] = DrawConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        import numpy as np
+
+        from triptych import api
+        from triptych.completion import complete, read_originals
+        from triptych.drawing import check_autoregressive
+
+        model = check_autoregressive(api.load(self.run_folder))
+        items = None if self.items is None else parse_items(self.items)
+        originals = read_originals(
+            self.run_folder, model.space, self.source, items=items, split=self.split, data=self.data
+        )
+        labels = originals.labels if model.n_classes else None
+        if self.label is not None:
+            labels = np.full(len(originals.images), self.label)
+        elif model.n_classes and labels is None:
+            raise InputError(f"This model is class-conditional; give --label 0 .. {model.n_classes - 1}.")
+        done = complete(
+            model,
+            originals.images,
+            keep=self.keep,
+            n=self.n,
+            labels=labels,
+            seed=self.seed,
+            out=self.out,
+            animate=self.animate,
+            **dataclasses.asdict(self.draw),
+        )
+        for note in originals.notes:
+            print(f"triptych: {note}", file=sys.stderr)
+        print("\n".join(done.describe(originals.names)))
+        print(f"{self.n} completions each of {len(originals.images)} images -> {self.out}")
+        _tell_how(self.draw, self.animate, "p(rest | kept)")
 
 
 @dataclass(frozen=True)
@@ -261,6 +351,7 @@ class Data:
 VERBS: dict[str, type] = {
     "fit": Fit,
     "sample": Sample,
+    "complete": Complete,
     "score": Score,
     "evaluate": Evaluate,
     "compare": Compare,
@@ -289,6 +380,28 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def parse_items(text: str) -> list[int]:
+    """Reads 0,1,2.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    if not re.fullmatch(r"\d{1,15}(,\d{1,15})*", text):
+        raise InputError(f"--items is {text!r}; give numbers from 0 with commas between, as 0,1,2.")
+    return [int(number) for number in text.split(",")]
+
+
+def _tell_how(draw: DrawConfig, animate: Path | None, of: str) -> None:
+    """Prints where the animation is, and that warped draws are not from the distribution."""
+    from triptych.drawing import describe_warp
+    from triptych.sampling.autoregressive import Warp
+
+    if animate is not None:
+        print(f"animation -> {animate}")
+    if comment := describe_warp(Warp(draw.temperature, draw.top_k, draw.top_p), of):
+        print(comment)
+
+
 def _load(source: str, config: DataConfig) -> Dataset:
     from triptych.data.load import load_data
 
@@ -306,6 +419,23 @@ def _one_line(box: str, verb: str) -> str:
     return f"{message.rstrip('.')}. See triptych {verb}--help".replace("?.", "?")
 
 
+def gather(arguments: Sequence[str], flag: str) -> list[str]:
+    """The command line with the values of a repeated flag behind its first place; the parser keeps the last alone."""
+    kept: list[str] = []
+    values: list[str] = []
+    place, into = None, kept
+    for word in arguments:
+        if word == flag or word.startswith(f"{flag}="):
+            place = len(kept) if place is None else place
+            into = values
+            values += [word.removeprefix(f"{flag}=")] * (word != flag)
+            continue
+        if word.startswith("--"):
+            into = kept
+        into.append(word)
+    return kept if place is None else [*kept[:place], flag, *values, *kept[place:]]
+
+
 def parse(arguments: Sequence[str]) -> Any:
     """The verb that a command line asks for; leaves with status 2 and one line if it is wrong."""
     box = io.StringIO()
@@ -316,7 +446,7 @@ def parse(arguments: Sequence[str]) -> Any:
                 VERBS,
                 prog="triptych",
                 config=(tyro.conf.FlagCreatePairsOff,),
-                args=list(arguments),
+                args=gather(arguments, "--set"),
                 description="Train, measure and compare the three families of deep generative models on your own data.",
             )
     except SystemExit as stop:

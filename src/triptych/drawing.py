@@ -1,0 +1,202 @@
+"""Drawing as a person wants it: in no more memory than the images take, with a bar on a terminal and an animation."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from triptych.data.animation import Frames
+from triptych.data.dataset import level_dtype
+from triptych.errors import InputError
+from triptych.models.autoregressive import AutoregressiveDensity
+from triptych.models.base import GenerativeModel
+from triptych.models.registry import find_models, model_class
+from triptych.sampling.autoregressive import Sampler, Warp
+
+BLOCK = 256
+"""Images asked of a model at a time; of images up to 32x32 it draws as many at once anyway."""
+
+
+def draw_images(
+    model: AutoregressiveDensity,
+    n: int,
+    *,
+    labels: Tensor | None,
+    seed: int,
+    sampler: Sampler = "auto",
+    warp: Warp,
+    given: np.ndarray | None = None,
+    n_given: int = 0,
+    frames: Frames | None = None,
+    bar: Bar | None = None,
+) -> np.ndarray:
+    """Draws images block by block into one array.
+
+    Arguments:
+        labels, sampler, warp, given, n_given: As in `AutoregressiveDensity.draw`.
+        seed: Of the noise.
+        frames: Told of every turn of the first images.
+        bar: Told of every turn.
+    Returns:
+        uint8, or int32 past 256 levels, (n, C, H, W).
+    """
+    images = np.empty((n, *model.space.shape), level_dtype(model.space.levels))
+    generator = torch.Generator(model.device).manual_seed(seed)
+    for start in range(0, n, BLOCK):
+        block = slice(start, min(start + BLOCK, n))
+        turns = _Turns(start, n, model.space.height * model.space.width, sampler, frames, bar)
+        drawn = model.draw(
+            block.stop - start,
+            labels=None if labels is None else labels[block],
+            generator=generator,
+            sampler=sampler,
+            warp=warp,
+            given=None if given is None else torch.as_tensor(given[block], device=model.device),
+            n_given=n_given,
+            watch=turns.watch if turns.wanted else None,
+        )
+        images[block] = drawn.cpu().numpy()
+    return images
+
+
+class _Turns:
+    """Follows the turns of one block for the animation and the bar."""
+
+    def __init__(
+        self, start: int, n: int, n_sites: int, sampler: Sampler, frames: Frames | None, bar: Bar | None
+    ) -> None:
+        self.start, self.n, self.n_sites, self.sampler = start, n, n_sites, sampler
+        self.frames = frames if frames is not None and start < frames.n else None
+        self.bar = bar if bar is not None and bar.is_shown else None
+        self.first, self.n_decided = -1, 0
+        self.before: Tensor | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anyone looks."""
+        return self.frames is not None or self.bar is not None
+
+    def watch(self, images: slice, levels: Tensor, sites: range) -> None:
+        """Takes a turn; arguments as `triptych.models.autoregressive.Watch` says."""
+        first = self.start + images.start
+        if self.frames is not None and first < self.frames.n:
+            shown = levels[: self.frames.n - first, :, list(sites)]
+            self.frames.turn(first, shown.cpu().numpy(), np.asarray(sites))
+        if self.bar is None:
+            return
+        if first != self.first:  # the next images of the block
+            self.first, self.n_decided, self.before = first, 0, None
+        self.n_decided += len(sites)
+        if self.bar.is_due:
+            share = self._settled(levels) if self.sampler == "jacobi" else self.n_decided / self.n_sites
+            self.bar.update((first + share * len(levels)) / self.n)
+
+    def _settled(self, levels: Tensor) -> float:
+        """The share of sites known to be final: what a pass leaves as it was up to some site stays so for ever."""
+        before, self.before = self.before, levels.clone()
+        if before is None:
+            return 0.0
+        same = (levels == before).all(1).cumprod(1)  # (N, H * W): 1 up to the first site that changed
+        return float(same.float().mean())
+
+
+class Bar:
+    """A bar on a terminal once a drawing has taken a second; nothing elsewhere.
+
+    Arguments:
+        verbose: False for nothing anywhere.
+        console: Where to show it; by default standard error.
+        delay: Seconds before it appears.
+    """
+
+    def __init__(self, verbose: bool = True, console: Console | None = None, delay: float = 1.0) -> None:
+        console = console or Console(stderr=True)
+        self.is_shown = verbose and console.is_terminal
+        self.bar = Progress(
+            TextColumn("drawing"),
+            BarColumn(20),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not self.is_shown,
+        )
+        self.next = time.perf_counter() + delay
+
+    def __enter__(self) -> Bar:
+        self.task = self.bar.add_task("drawing", total=1.0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to show something new."""
+        return self.is_shown and time.perf_counter() >= self.next
+
+    def update(self, share: float) -> None:
+        """Shows the share that is drawn."""
+        self.bar.start()  # does nothing the second time
+        self.bar.update(self.task, completed=share)
+        self.next = time.perf_counter() + 0.1
+
+
+def describe_warp(warp: Warp, of: str = "p(x)") -> str:
+    """What a warp does to draws, in words for a person; empty if it does nothing."""
+    if not warp.changes:
+        return ""
+    parts = {"temperature": warp.temperature, "top_k": warp.top_k, "top_p": warp.top_p}
+    changed = [f"{key} {value}" for key, value in parts.items() if value != getattr(Warp(), key)]
+    return f"{', '.join(changed)}: these are not draws from {of}"
+
+
+def autoregressive_models() -> list[str]:
+    """Names of the models that draw site by site."""
+    return [name for name in find_models() if issubclass(model_class(name), AutoregressiveDensity)]
+
+
+def check_autoregressive(model: GenerativeModel) -> AutoregressiveDensity:
+    """The model, if it can complete images; InputError with the names of those that can if not."""
+    if not isinstance(model, AutoregressiveDensity):
+        raise InputError(
+            f"{type(model).__name__} cannot complete images; autoregressive models can:"
+            f" {', '.join(autoregressive_models())}."
+        )
+    return model
+
+
+def check_seed(seed: int) -> None:
+    """Raises InputError unless PyTorch takes the seed."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; it must be between 0 and 2^63 - 1.")
+
+
+def check_file(path: Path, others: Sequence[Path | None] = ()) -> None:
+    """Refuses a file that cannot be written, before anything is drawn for it.
+
+    Arguments:
+        path: The file.
+        others: What is written besides.
+    Raises:
+        InputError: If it is a folder, lies in none, is another's too, or may not be written.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {str(path.parent)!r} does not exist.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path} may not be written; give another path or mend its rights.")
+    if any(other is not None and other.resolve() == path.resolve() for other in others):
+        raise InputError(f"{path} is to be written twice; give two files.")
