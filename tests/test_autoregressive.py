@@ -32,7 +32,13 @@ SPACES = {
     "palette": ImageSpace(1, 4, 5, 4, PALETTE),
 }
 SMALL: dict[str, dict[str, Any]] = {
+    "diagonal_bilstm": {"hidden": 6, "n_layers": 2},
+    "gated_pixel_cnn": {"hidden": 24, "n_layers": 3},
     "pixel_cnn": {"hidden": 6, "n_blocks": 2},
+    "pixel_cnn_pp": {"hidden": 4, "n_blocks": 1, "n_resolutions": 2, "n_mixtures": 3},
+    "row_lstm": {"hidden": 6, "n_layers": 2},
+    "pixel_lstm": {"hidden": 8, "n_layers": 2},
+    "pixel_snail": {"hidden": 6, "n_blocks": 1, "n_layers": 2, "n_heads": 2, "n_mixtures": 3},
 }
 MODELS = [name for name in registry.find_models() if issubclass(registry.model_class(name), AutoregressiveDensity)]
 
@@ -267,14 +273,14 @@ class TestDrawing:
     def test_draws_come_in_chunks(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model = model_for(name, ImageSpace(1, 2, 2, 4))
         monkeypatch.setattr(autoregressive, "MAX_SITES", 12)
-        seen: list[tuple[slice, Tensor, Tensor]] = []
+        seen: list[tuple[slice, Tensor, range]] = []
         x = drawn(model, 8, watch=lambda *turn: seen.append((turn[0], turn[1].clone(), turn[2])))
         assert x.shape == (8, 1, 2, 2)
         assert {(images.start, images.stop) for images, _, _ in seen} == {(0, 3), (3, 6), (6, 8)}
         for images in (slice(0, 3), slice(6, 8)):
             turns = [(levels, sites) for of, levels, sites in seen if of == images]
             assert torch.equal(turns[-1][0].view(-1, 1, 2, 2), x[images].long())
-            assert sorted(torch.cat([sites for _, sites in turns]).tolist()) == [0, 1, 2, 3]
+            assert sorted(site for _, sites in turns for site in sites) == [0, 1, 2, 3]
 
     @pytest.mark.slow
     @pytest.mark.parametrize("space", [ImageSpace(1, 28, 28, 256), ImageSpace(3, 32, 32, 256)], ids=str)
