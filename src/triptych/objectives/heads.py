@@ -190,17 +190,20 @@ class LogisticMixture(Head):
     def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
         logits, mean, log_scale = self._components(outputs, earlier)
         weights, inverse_scale = logits.softmax(-1), (-log_scale).exp()
-        # Bisection: the distribution function of a mixture is at hand for each level, in no need of the others.
-        low = torch.zeros_like(noise, dtype=torch.int64)
-        high = torch.full_like(low, self.levels - 1)
-        for _ in range((self.levels - 1).bit_length()):
-            middle = (low + high) // 2
-            edge = (2 * middle.float() + 1) / (self.levels - 1) - 1  # half a level above the middle one
-            cdf = (weights * torch.sigmoid((edge.unsqueeze(-1) - mean) * inverse_scale)).sum(-1)
-            above = cdf <= noise
-            low = torch.where(above, middle + 1, low).clamp_max(self.levels - 1)
-            high = torch.where(above, high, middle)
-        return low
+        # The distribution function of a mixture is at hand for each level, in no need of the others. So the level is
+        # searched for, by fifteen edges at a time: two rounds for 256 levels, where bisection takes eight small ones.
+        weights, mean, inverse_scale = weights.unsqueeze(-2), mean.unsqueeze(-2), inverse_scale.unsqueeze(-2)
+        marks = torch.arange(1, 16, device=noise.device)
+        low, block = torch.zeros_like(noise, dtype=torch.int64), 1
+        while block * 16 < self.levels:
+            block *= 16
+        while block:
+            last = low.unsqueeze(-1) + marks * block - 1  # the levels before each mark, (..., 15)
+            edges = (2 * last.float() + 1) / (self.levels - 1) - 1  # half a level above them
+            cdf = (weights * torch.sigmoid((edges.unsqueeze(-1) - mean) * inverse_scale)).sum(-1)
+            low = low + block * (cdf <= noise.unsqueeze(-1)).sum(-1)
+            block //= 16
+        return low.clamp_max(self.levels - 1)  # which takes the upper tail
 
 
 def head_of_channels(space: ImageSpace) -> Head:
