@@ -32,7 +32,7 @@ def network(channels: int, kernel_size: int, n_condition: int = 0) -> CausalSequ
     ).eval()
     with torch.no_grad():
         for parameter in layers.parameters():
-            parameter.mul_(2)
+            parameter.add_(0.2 * torch.randn_like(parameter))
     return layers
 
 

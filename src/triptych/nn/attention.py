@@ -47,7 +47,7 @@ class Angles(NamedTuple):
     def turn(self, x: Tensor) -> Tensor:
         """(..., H * W, HEAD_FEATURES) to the same: each pair (a, b) as a + ib times exp(i angle)."""
         a, b = x.chunk(2, -1)
-        return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos], -1)
+        return torch.cat([a * self.cos - b * self.sin, a * self.sin + b * self.cos], -1).to(x.dtype)
 
 
 def normalised(x: Tensor) -> Tensor:

@@ -59,12 +59,16 @@ class PixelCNN(AutoregressiveDensity):
             raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
         self.hidden, self.n_blocks, self.kernel_size, self.dropout = hidden, n_blocks, kernel_size, dropout
         self.head = head_of_channels(space)
+        first = MaskedConv2d(channels * self.n_inputs, 2 * hidden, kernel_size, "A", channels)
+        mix = MaskedConv2d(2 * hidden, 2 * hidden, 1, "B", channels)
+        first.initialise(1)
+        mix.initialise(2)
         self.network = CausalSequential(
             [
-                MaskedConv2d(channels * self.n_inputs, 2 * hidden, kernel_size, "A", channels),
+                first,
                 ResidualStack(hidden, n_blocks, channels, n_condition=n_classes, dropout=dropout),
                 Pointwise(nn.ReLU(), channels),
-                MaskedConv2d(2 * hidden, 2 * hidden, 1, "B", channels),
+                mix,
                 Pointwise(nn.ReLU(), channels),
                 MaskedConv2d(2 * hidden, channels * self.head.n_features, 1, "B", channels),
             ]

@@ -42,7 +42,7 @@ class PixelSNAIL(AutoregressiveDensity):
         n_layers: int = 3,
         n_heads: int = 1,
         kernel_size: int = 7,
-        dropout: float = 0.1,
+        dropout: float = 0.2,
         n_mixtures: int = 10,
     ) -> None:
         super().__init__(space, n_classes)
@@ -62,4 +62,4 @@ class PixelSNAIL(AutoregressiveDensity):
         )
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("density", tuple(self.parameters()), learning_rate=2e-3),)
+        return (Phase("density", tuple(self.parameters()), learning_rate=8e-3),)
