@@ -239,6 +239,9 @@ class TestSample:
             ({"animate": "a.png", "out": "./a.png"}, "twice"),
             ({"labels": [0, 1]}, "not class-conditional"),
             ({"seed": -1}, "seed"),
+            ({"labels": [0.5, 1]}, "labels begin with 0.5; they must be whole numbers"),
+            ({"labels": ["cat", "dog"]}, "'cat'"),
+            ({"labels": [10**30] * 2}, "whole numbers"),
         ],
     )
     def test_refuses_options(

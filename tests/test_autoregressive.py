@@ -34,7 +34,7 @@ SPACES = {
 SMALL: dict[str, dict[str, Any]] = {
     "diagonal_bilstm": {"hidden": 6, "n_layers": 2},
     "gated_pixel_cnn": {"hidden": 24, "n_layers": 3},
-    "pixel_cnn": {"hidden": 6, "n_blocks": 2},
+    "pixel_cnn": {"hidden": 12, "n_blocks": 1},
     "pixel_cnn_pp": {"hidden": 4, "n_blocks": 1, "n_resolutions": 2, "n_mixtures": 3},
     "row_lstm": {"hidden": 6, "n_layers": 2},
     "pixel_lstm": {"hidden": 8, "n_layers": 2},
@@ -44,7 +44,7 @@ MODELS = [name for name in registry.find_models() if issubclass(registry.model_c
 
 
 def model_for(name: str, space: ImageSpace, n_classes: int = 0, **options: Any) -> AutoregressiveDensity:
-    """A small model whose random weights are large enough to make its distribution far from uniform."""
+    """A small model whose random weights make its distribution far from uniform, and as far from certain."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = registry.create_model(name, space, n_classes=n_classes, **(SMALL.get(name, {}) | options)).eval()
@@ -52,6 +52,13 @@ def model_for(name: str, space: ImageSpace, n_classes: int = 0, **options: Any) 
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.05 * torch.randn_like(parameter)).mul_(2.5)
+            labels = torch.zeros(64, dtype=torch.int64) if n_classes else None
+            for _ in range(6):
+                nats = -model.log_prob(model.sample(64, labels=labels), labels).mean() / space.n_dims
+                if nats > 0.6 * math.log(space.levels):
+                    break
+                for parameter in model.parameters():
+                    parameter.mul_(0.8)
     return model
 
 
@@ -270,6 +277,15 @@ class TestDrawing:
         assert model.training
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
+    def test_no_sampler_draws_with_dropout(self, name: str) -> None:
+        model = model_for(name, ImageSpace(1, 3, 3, 4), dropout=0.5)
+        expected = drawn(model, 6)
+        model.train()
+        frozen = next(module for module in model.modules() if not list(module.children())).eval()
+        for sampler in samplers_of(model, naive=True):
+            assert torch.equal(drawn(model, 6, sampler=sampler), expected), sampler
+        assert [module for module in model.modules() if not module.training] == [frozen]
+
     def test_draws_come_in_chunks(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         model = model_for(name, ImageSpace(1, 2, 2, 4))
         monkeypatch.setattr(autoregressive, "MAX_SITES", 12)
@@ -302,12 +318,12 @@ class TestDrawing:
         assert n_wrong <= 1e-4 * x.numel()
 
 
-def samplers_of(model: AutoregressiveDensity) -> list[Sampler]:
-    """All samplers but the naive one that can drive a model."""
+def samplers_of(model: AutoregressiveDensity, naive: bool = False) -> list[Sampler]:
+    """All samplers that can drive a model, with or without the naive one."""
     return [
         sampler
         for sampler in SAMPLERS
-        if sampler != "naive" and (sampler != "wavefront" or math.isfinite(model.network.reach))
+        if (naive or sampler != "naive") and (sampler != "wavefront" or math.isfinite(model.network.reach))
     ]
 
 
@@ -337,5 +353,6 @@ def test_a_warp_keeps_the_levels_it_says() -> None:
     assert Warp(top_p=0.75)(logits).isfinite().tolist() == [False, True, True, True]
     assert Warp(top_p=0.01)(logits).isfinite().tolist() == [False, True, False, False]
     torch.testing.assert_close(Warp(temperature=0.5)(logits).softmax(0), torch.tensor([1.0, 16, 9, 4]) / 30)
+    assert Warp(temperature=1e-300)(1e4 * logits).softmax(0).tolist() == [0, 1, 0, 0]
     assert not Warp().changes
     assert Warp(top_k=1).changes

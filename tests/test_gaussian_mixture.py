@@ -91,6 +91,17 @@ def test_narrow_components_far_from_the_origin_keep_their_digits() -> None:
     torch.testing.assert_close(full.log_prob(x), diag.log_prob(x), rtol=1e-3, atol=5e-3)
 
 
+def test_points_near_a_plane_of_many_dimensions_have_a_density() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((400, 3), generator=generator) @ torch.randn((3, 150), generator=generator)
+    model = GaussianMixture(PointSpace(150, scale=float(x.std())), n_components=2)
+    *_, terms = model.estimate(x, None, generator=generator)
+    # The logged value is that of the last E step, the score that of the M step after it, which can only be better.
+    nll = -float(model.log_prob(x).mean())
+    assert terms["nats_per_point"] - 1 < nll < terms["nats_per_point"] + 0.01
+    assert float(model.sample(100, generator=generator).std()) == pytest.approx(float(x.std()), rel=0.2)
+
+
 def test_every_class_is_usable_after_the_first_iteration() -> None:
     x = torch.cat([blobs(300), blobs(300, seed=1) + 100])
     labels = torch.arange(600) // 300

@@ -50,7 +50,9 @@ def test_the_chain_of_channels_gives_the_joint(head: Head) -> None:
     torch.testing.assert_close(total, head.log_prob(outputs, x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("head", [*HEADS, LogisticMixture(1, 256, 10), LogisticMixture(1, 17, 3), LogisticMixture(3, 1000, 5)], ids=str)
+@pytest.mark.parametrize(
+    "head", [*HEADS, LogisticMixture(1, 256, 10), LogisticMixture(1, 17, 3), LogisticMixture(3, 1000, 5)], ids=str
+)
 def test_deciding_inverts_the_distribution_function(head: Head) -> None:
     n = 2000
     outputs = outputs_for(head)[0, : head.n_features, 0, 0].expand(n, -1)

@@ -27,6 +27,7 @@ from triptych.drawing import (
     check_seed,
     describe_warp,
     draw_images,
+    read_labels,
 )
 from triptych.errors import InputError, nearest_name
 from triptych.evaluation.evaluate import Evaluation
@@ -243,7 +244,7 @@ def sample(
         check_file(animate, [out])
     if labels is None and model.n_classes:
         labels = np.arange(n) % model.n_classes
-    given = None if labels is None else torch.as_tensor(np.asarray(labels), dtype=torch.int64, device=model.device)
+    given = read_labels(labels)
     model.eval()
     frames = None
     if isinstance(model, AutoregressiveDensity):

@@ -31,6 +31,7 @@ from triptych.drawing import (
     check_seed,
     describe_warp,
     draw_images,
+    read_labels,
 )
 from triptych.errors import InputError
 from triptych.models.autoregressive import AutoregressiveDensity
@@ -126,7 +127,7 @@ def complete(
         raise InputError("There are no images to complete; give at least 1.")
     given = given.astype(level_dtype(space.levels))
     n_given = n_sites_kept(keep, space)
-    of_images = model.check_labels(len(given), None if labels is None else torch.as_tensor(labels), draw=False)
+    of_images = model.check_labels(len(given), read_labels(labels), draw=False)
     of_draws = None if of_images is None else of_images.repeat_interleave(n)
     warp = Warp(temperature, top_k, top_p)
     comment = describe_warp(warp, "p(rest | kept)")

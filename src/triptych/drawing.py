@@ -183,6 +183,17 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed is {seed}; it must be between 0 and 2^63 - 1.")
 
 
+def read_labels(labels: Sequence[int] | np.ndarray | Tensor | None) -> Tensor | None:
+    """Labels that a person gives as a tensor, int64; InputError unless they are whole numbers."""
+    if labels is None:
+        return None
+    array = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if array.size and (array.dtype.kind not in "iu" or int(array.max()) >= 2**63):
+        first = array.ravel().tolist()[0]
+        raise InputError(f"labels begin with {first!r}; they must be whole numbers, the classes counted from 0.")
+    return torch.as_tensor(array.astype(np.int64))
+
+
 def check_file(path: Path, others: Sequence[Path | None] = ()) -> None:
     """Refuses a file that cannot be written, before anything is drawn for it.
 

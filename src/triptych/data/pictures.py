@@ -170,7 +170,7 @@ def save_points(
 
     Arguments:
         points: (N, dim). Those that are not finite are left out and counted in the title.
-        path: File to write.
+        path: File to write, atomically.
         labels: Classes that colour the scatter, (N,).
         log_density: True log-density, drawn over the histogram.
         title: Text above.
@@ -197,7 +197,7 @@ def save_points(
         axes.scatter(points[:, 0], points[:, 1], s=4, c=colours, cmap="turbo", linewidths=0, alpha=0.7)
         axes.set(xlabel="x1", ylabel="x2" if dim == 2 else f"x2 (of {dim})", aspect="equal")
     axes.set_title(title, fontsize=10)
-    figure.savefig(path, format="png")
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
 def read_picture(

@@ -25,7 +25,7 @@ from triptych.spaces import ImageSpace
 
 # The most outputs of the network that scoring holds at once, in float32: 256 MiB.
 MAX_OUTPUTS = 2**26
-# Images times sites that are drawn at once.
+# Images times sites that are scored or drawn at once, since the features inside a network grow with them.
 MAX_SITES = 2**18
 
 Watch = Callable[[slice, Tensor, range], None]
@@ -81,11 +81,13 @@ class AutoregressiveDensity(TractableDensity):
         Arguments and errors are those of `log_prob`.
         """
         self.space.check(x)
+        x = x.to(self.device)
         labels = self.check_labels(len(x), labels, draw=False)
         # Gradients need all outputs at once anyway.
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
         n_sites = self.space.height * self.space.width
-        n_chunk = len(x) if learning else MAX_OUTPUTS // (n_sites * self.head.n_groups * self.head.n_features)
+        n_outputs = n_sites * self.head.n_groups * self.head.n_features
+        n_chunk = len(x) if learning else min(MAX_OUTPUTS // n_outputs, MAX_SITES // n_sites)
         chunks = torch.arange(len(x), device=x.device).split(max(1, n_chunk))
         return torch.cat(
             [self.head.log_prob(self.outputs(x[i], None if labels is None else labels[i]), x[i]) for i in chunks]
@@ -141,7 +143,9 @@ class AutoregressiveDensity(TractableDensity):
         if not 0 <= n_given <= n_sites:
             raise InputError(f"n_given is {n_given}; it must be 0 .. {n_sites}, the sites of an image.")
         condition = self.condition(labels)
-        n_chunk = max(1, min(256, MAX_SITES // n_sites))
+        # The outputs of whole passes must fit, too. One size for all samplers, so that all have the same noise.
+        n_outputs = n_sites * self.head.n_groups * self.head.n_features
+        n_chunk = max(1, min(256, MAX_SITES // n_sites, MAX_OUTPUTS // n_outputs))
         # Turns are many and small: one look-up each instead of the arithmetic.
         encode = partial(F.embedding, weight=self.encode(torch.arange(self.space.levels, device=self.device)))
         parts = [torch.zeros((0, *self.space.shape), dtype=torch.int64, device=self.device)]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn.causal import CausalLayer
@@ -49,7 +50,8 @@ class Warp:
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the levels, float32, (..., K), to changed ones; -inf for levels that are cut off."""
-        logits = logits / self.temperature
+        # A colder one than 1e-30 gives the likeliest level too; float32 must be able to hold the quotients.
+        logits = logits / max(self.temperature, 1e-30)
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, -1).values[..., -1:]
             logits = logits.masked_fill(logits < least, -math.inf)
@@ -104,12 +106,26 @@ def draw(drawing: Drawing, sampler: Sampler = "auto") -> Tensor:
         sampler = "wavefront" if math.isfinite(drawing.network.reach) else "row"
     if sampler == "wavefront" and math.isinf(drawing.network.reach):
         raise InputError("sampler wavefront: this network looks at the whole of the row above; use row, or auto.")
-    with torch.inference_mode():
+    # The products over caches are in float32; so must be the convolutions of whole passes, for equal decisions.
+    exact = torch.backends.cudnn.flags(allow_tf32=False)
+    with torch.inference_mode(), evaluating(drawing.network), exact:
         if sampler == "naive":
             return draw_naive(drawing)
         if sampler == "jacobi":
             return draw_jacobi(drawing)
         return draw_through_caches(drawing, sampler)
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Within, a network is in evaluation mode; dropout would draw from no distribution that the network describes."""
+    in_training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in in_training:
+            module.training = True
 
 
 def draw_naive(drawing: Drawing) -> Tensor:
@@ -188,7 +204,9 @@ def draw_jacobi(drawing: Drawing) -> Tensor:
         is_given[: drawing.n_given] = True
         x = torch.where(is_given.view(height, width), drawing.given, x)
     open_images = torch.arange(n, device=x.device)
-    while len(open_images):
+    for _ in range(x[0].numel() + 1 if n else 0):  # as many at most, if rounding does not differ from pass to pass
+        if not len(open_images):
+            break
         now = x[open_images]
         part = replace(drawing, condition=None if drawing.condition is None else drawing.condition[open_images])
         outputs = part.forward(now).unflatten(1, (drawing.network.n_groups, -1)).movedim(2, -1)  # (N, G, H, W, F)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import logging
 import math
 import resource
 import signal
@@ -138,6 +139,7 @@ class Trainer:
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.precision = "32" if config.precision == "32" or (config.precision == "auto" and not has_bf16) else "bf16"
         precision: Literal["32-true", "bf16-mixed"] = "32-true" if self.precision == "32" else "bf16-mixed"
+        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what it does at every start
         self.fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
         self.fabric.launch()
         self.model = model.to(self.fabric.device)

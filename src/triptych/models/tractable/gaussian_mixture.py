@@ -80,7 +80,8 @@ class GaussianMixture(TractableDensity, Estimated):
         self.register_buffer("weights", torch.full(shape, 1 / n_components))
         self.register_buffer("means", torch.zeros(*shape, dim))
         covariance_shape = (dim, dim) if self.covariance == "full" else (dim,)
-        self.register_buffer("covariances", torch.ones(*shape, *covariance_shape))
+        # In float64: rounded to float32, the covariance of points near a plane of many dimensions need not be one.
+        self.register_buffer("covariances", torch.ones(*shape, *covariance_shape, dtype=torch.float64))
         if self.covariance == "full":
             self.covariances.copy_(torch.eye(dim))
 
@@ -139,15 +140,17 @@ class GaussianMixture(TractableDensity, Estimated):
             previous = mean
 
     def _log_components(self, y: Tensor, label: int) -> Tensor:
-        """log P(m) + log N(y; mu_m, Sigma_m) for the mixture of a class: (N, n_components), nats."""
-        weights, means, covariances = self.weights[label], self.means[label], self.covariances[label]
+        """log P(m) + log N(y; mu_m, Sigma_m) for the mixture of a class: float64, (N, n_components), nats."""
+        parameters = (self.weights[label], self.means[label], self.covariances[label])
+        # In float64: float32 loses digits where components are narrow and far from the origin.
+        weights, means, covariances = (parameter.double() for parameter in parameters)
+        y = y.double()
         constant = weights.clamp_min(1e-30).log() - 0.5 * y.shape[1] * math.log(2 * math.pi)  # (M,)
         if self.covariance == "diag":
-            # In float64: the expanded square loses digits where components are narrow and far from the origin.
-            y, precision = y.double(), 1 / covariances.double()  # (M, D)
+            precision = 1 / covariances  # (M, D)
             square = y.square() @ precision.T - 2 * y @ (means * precision).T  # (N, M)
-            square = square + (means.double().square() * precision).sum(1)
-            return (constant - 0.5 * (square + covariances.log().sum(1))).float()
+            square = square + (means.square() * precision).sum(1)
+            return constant - 0.5 * (square + covariances.log().sum(1))
         factor = torch.linalg.cholesky(covariances)  # (M, D, D)
         parts = []
         for mean, lower in zip(means, factor, strict=True):
@@ -183,12 +186,12 @@ class GaussianMixture(TractableDensity, Estimated):
         which = own_density(labels, n, self.device)
         # m ~ P(m), then x | m. (multinomial refuses an empty batch.)
         component = torch.multinomial(self.weights[which], 1, generator=generator).squeeze(1) if n else which
-        noise = torch.randn((n, self.space.n_dims), generator=generator, device=self.device).to(self.means)
-        y = self.means[which, component]
+        noise = torch.randn((n, self.space.n_dims), generator=generator, device=self.device).double()
+        y = self.means[which, component].double()
         if self.covariance == "diag":
             y = y + self.covariances[which, component].sqrt() * noise
         else:
-            factor = torch.linalg.cholesky(self.covariances)
+            factor = torch.linalg.cholesky(self.covariances.double())
             for k, m in torch.stack([which, component], 1).unique(dim=0).tolist():
                 own = (which == k) & (component == m)
                 y[own] += noise[own] @ factor[k, m].T

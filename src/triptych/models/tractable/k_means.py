@@ -151,6 +151,7 @@ class KMeans(TractableDensity, Estimated):
             InputError: If x or labels do not fit the model.
         """
         self.space.check(x)
+        x = x.to(self.device)
         labels = self.check_labels(len(x), labels, draw=False)
         which = own_density(labels, len(x), self.device)
         clusters = torch.zeros_like(which)
