@@ -232,7 +232,7 @@ def n_sites_kept(keep: str, space: ImageSpace) -> int:
     n_sites = space.height * space.width
     forms = "give top:0.5 (a share of the rows), top:4 (rows) or first:20 (sites in raster order)"
     kind, _, amount = keep.partition(":")
-    share, whole = re.fullmatch(r"\d*\.\d+|\d+\.", amount), re.fullmatch(r"\d{1,9}", amount)
+    share, whole = re.fullmatch(r"\d{0,9}\.\d{1,9}|\d{1,9}\.", amount), re.fullmatch(r"\d{1,9}", amount)
     if kind == "top" and share:
         kept = int(float(amount) * space.height + 0.5) * space.width
     elif kind == "top" and whole:

@@ -30,7 +30,8 @@ class PixelCNN(AutoregressiveDensity):
         InputError: If an option is out of range, or hidden is not a multiple of the number of channels.
     Source:
         van den Oord, Kalchbrenner & Kavukcuoglu 2016, arXiv:1601.06759, table 1 (PixelCNN) and fig. 5. Differs:
-        Adam instead of RMSProp; dropout; classes, as in van den Oord et al. 2016, arXiv:1606.05328, eq. 3.
+        Adam instead of RMSProp; dropout; an initialisation that keeps the variance (He et al. 2015, arXiv:1502.01852,
+        eq. 10); classes, as in van den Oord et al. 2016, arXiv:1606.05328, eq. 3.
     """
 
     def __init__(
