@@ -16,11 +16,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.registry import create_model
-from triptych.sampling.autoregressive import SAMPLERS
+from triptych.sampling.autoregressive import SAMPLERS, Drawing
 from triptych.spaces import ImageSpace
 
 SPACES = {"grey": ImageSpace(1, 28, 28, 256), "binary": ImageSpace(1, 28, 28, 2), "rgb": ImageSpace(3, 32, 32, 256)}
@@ -40,17 +39,6 @@ def fastest(call: Callable[[], object], repeats: int) -> float:
         call()
         seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def decided(model: AutoregressiveDensity, x: Tensor, noise: Tensor) -> Tensor:
-    """What the noise decides at each sub-pixel of images, given the sub-pixels before it, by one forward pass."""
-    head, levels = model.head, x.long().unbind(1)
-    outputs = model.outputs(x).unflatten(1, (head.n_groups, -1)).movedim(2, -1)  # (N, G, H, W, F)
-    result = []
-    for channel in range(len(levels)):
-        group, first = divmod(channel, len(levels) // head.n_groups)
-        result.append(head.decide(outputs[:, group], levels[channel - first : channel], noise[:, channel]))
-    return torch.stack(result, 1)
 
 
 def main() -> None:
@@ -90,7 +78,8 @@ def measure(model: AutoregressiveDensity, row: tuple[str, str, Any, int], repeat
         )
         draw = fastest(lambda: model.draw(n, sampler=sampler), repeats)
         parts = zip(noise.split(8), x.split(8), strict=True)
-        agrees = torch.cat([decided(model, y, u) == y for u, y in parts]).double().mean()
+        drawings = ((Drawing(model.network, model.head, model.encode, u), y.long()) for u, y in parts)
+        agrees = torch.cat([drawing.one_pass(y) == y for drawing, y in drawings]).double().mean()
     n_naive = model.space.height * model.space.width * model.head.n_groups
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from incremental import run_incrementally
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.errors import InputError
 from triptych.nn.causal import CausalSequential, MaskedConv2d, Pointwise, ResidualStack
@@ -24,9 +24,9 @@ def network(channels: int, kernel_size: int, n_condition: int = 0) -> CausalSequ
         [
             MaskedConv2d(2 * channels, 8 * channels, kernel_size, "A", channels),
             ResidualStack(4 * channels, 2, channels, n_condition=n_condition, dropout=0.5),
-            Pointwise(nn.ELU(), channels),
+            Pointwise(torch.nn.functional.elu, channels),
             MaskedConv2d(8 * channels, 2 * channels, 3, "B", channels),
-            Pointwise(nn.ELU(), channels),
+            Pointwise(torch.nn.functional.elu, channels),
             MaskedConv2d(2 * channels, LEVELS * channels, 1, "B", channels),
         ]
     ).eval()
@@ -96,7 +96,7 @@ LAYERS = {
     "B5": lambda groups: MaskedConv2d(2 * groups, 4 * groups, 5, "B", groups),
     "B1": lambda groups: MaskedConv2d(4 * groups, 2 * groups, 1, "B", groups),
     "stack": lambda groups: ResidualStack(2 * groups, 3, groups, n_condition=5, dropout=0.5),
-    "pointwise": lambda groups: Pointwise(nn.Tanh(), groups),
+    "pointwise": lambda groups: Pointwise(torch.tanh, groups),
     "network": lambda groups: network(groups, 7, n_condition=5),
 }
 N_INPUTS = {"A7": 2, "A3": 1, "B5": 2, "B1": 4, "stack": 4, "pointwise": 2, "network": 2}

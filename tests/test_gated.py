@@ -56,7 +56,7 @@ class TestReceptiveField:
         torch.manual_seed(0)
         layers: list[CausalLayer] = [MaskedConv2d(2, 8, 3, "A")]
         for _ in range(3):
-            layers += [Pointwise(nn.Tanh(), 1), MaskedConv2d(8, 8, 3, "B")]
+            layers += [Pointwise(torch.tanh, 1), MaskedConv2d(8, 8, 3, "B")]
         masked = seen_from_the_middle(CausalSequential(layers), 11)
         gated = seen_from_the_middle(stacks(1, 4, 3), 11)
         assert not (masked & ~gated).any()

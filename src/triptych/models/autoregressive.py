@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from triptych.errors import InputError
 from triptych.models.base import Batch, Loss, TractableDensity
-from triptych.nn.blocks import as_levels
+from triptych.nn.blocks import as_channels, as_levels, level_features, n_inputs
 from triptych.nn.causal import CausalLayer
 from triptych.objectives.heads import Head
 from triptych.sampling.autoregressive import Drawing, Sampler, Warp, draw
@@ -47,21 +47,16 @@ class AutoregressiveDensity(TractableDensity):
     @property
     def n_inputs(self) -> int:
         """Features of a sub-pixel that the network takes."""
-        return self.space.levels if self.space.palette is not None else 1
+        return n_inputs(self.space)
+
+    @property
+    def n_outputs(self) -> int:
+        """Numbers that the network gives for an image."""
+        return self.space.height * self.space.width * self.head.n_groups * self.head.n_features
 
     def encode(self, x: Tensor) -> Tensor:
-        """Levels, integers, (...), to what the network takes of them, (..., n_inputs).
-
-        Palette colours become indicator vectors, since they have no order; other levels are scaled to [-1, 1].
-        """
-        dtype = next(self.parameters()).dtype
-        if self.space.palette is not None:
-            return F.one_hot(x.long(), self.space.levels).to(dtype)
-        return (x.to(dtype) * (2 / (self.space.levels - 1)) - 1).unsqueeze(-1)
-
-    def condition(self, labels: Tensor | None) -> Tensor | None:
-        """What the network takes of labels, int64, (N,): indicator vectors, (N, n_classes)."""
-        return None if labels is None else F.one_hot(labels, self.n_classes).to(next(self.parameters()).dtype)
+        """Levels, integers, (...), to what the network takes of them, (..., n_inputs), see `level_features`."""
+        return level_features(x, self.space, next(self.parameters()).dtype)
 
     def outputs(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """The parameters of every site's distribution, given the sites before it: what the head reads.
@@ -72,7 +67,7 @@ class AutoregressiveDensity(TractableDensity):
         Returns:
             (N, n_groups * n_features, H, W), n_groups and n_features of the head.
         """
-        return self.network(self.encode(x).movedim(-1, 2).flatten(1, 2), self.condition(labels))
+        return self.network(as_channels(self.encode(x)), self.condition(labels))
 
     def site_log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p of each site's sub-pixels given the sites before it, nats, float32, (N, H, W).
@@ -86,8 +81,7 @@ class AutoregressiveDensity(TractableDensity):
         # Gradients need all outputs at once anyway.
         learning = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters())
         n_sites = self.space.height * self.space.width
-        n_outputs = n_sites * self.head.n_groups * self.head.n_features
-        n_chunk = len(x) if learning else min(MAX_OUTPUTS // n_outputs, MAX_SITES // n_sites)
+        n_chunk = len(x) if learning else min(MAX_OUTPUTS // self.n_outputs, MAX_SITES // n_sites)
         chunks = torch.arange(len(x), device=x.device).split(max(1, n_chunk))
         return torch.cat(
             [self.head.log_prob(self.outputs(x[i], None if labels is None else labels[i]), x[i]) for i in chunks]
@@ -144,8 +138,7 @@ class AutoregressiveDensity(TractableDensity):
             raise InputError(f"n_given is {n_given}; it must be 0 .. {n_sites}, the sites of an image.")
         condition = self.condition(labels)
         # The outputs of whole passes must fit, too. One size for all samplers, so that all have the same noise.
-        n_outputs = n_sites * self.head.n_groups * self.head.n_features
-        n_chunk = max(1, min(256, MAX_SITES // n_sites, MAX_OUTPUTS // n_outputs))
+        n_chunk = max(1, min(256, MAX_SITES // n_sites, MAX_OUTPUTS // self.n_outputs))
         # Turns are many and small: one look-up each instead of the arithmetic.
         encode = partial(F.embedding, weight=self.encode(torch.arange(self.space.levels, device=self.device)))
         parts = [torch.zeros((0, *self.space.shape), dtype=torch.int64, device=self.device)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
@@ -144,6 +145,10 @@ class GenerativeModel(nn.Module, ABC):
             phase: Name of one of `phases()`.
             generator: Source of all randomness but dropout's.
         """
+
+    def condition(self, labels: Tensor | None) -> Tensor | None:
+        """What a network takes of labels, int64, (N,): indicator vectors, (N, n_classes), in the parameters' dtype."""
+        return None if labels is None else F.one_hot(labels, self.n_classes).to(next(self.parameters()).dtype)
 
     def check_labels(
         self, n: int, labels: Tensor | None, *, draw: bool, generator: Generator | None = None

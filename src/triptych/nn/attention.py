@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.errors import InputError
 from triptych.nn.causal import CausalLayer
+from triptych.nn.options import check_counts, check_dropout, check_kernel_size
 
 INNER_KERNEL = 3
 """Side of the kernels of all convolutions but the first."""
@@ -214,13 +214,9 @@ class SnailNetwork(CausalLayer):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(1)
-        for name, value in {"hidden": hidden, "n_blocks": n_blocks, "n_layers": n_layers, "n_heads": n_heads}.items():
-            if value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1.")
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise InputError(f"kernel_size is {kernel_size}; it must be odd and at least 3.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+        check_counts(hidden=hidden, n_blocks=n_blocks, n_layers=n_layers, n_heads=n_heads)
+        check_kernel_size(kernel_size)
+        check_dropout(dropout)
         self.first = CausalConv2d(n_inputs, hidden, kernel_size, sees_own=False)
         self.gated = nn.ModuleList(GatedBlock(hidden, n_condition, dropout) for _ in range(n_blocks * n_layers))
         self.attention = nn.ModuleList(AttentionBlock(hidden, n_inputs, n_heads) for _ in range(n_blocks))

@@ -29,15 +29,13 @@ class Scale(nn.Module):
         """Channels (images) or coordinates (points) of the result."""
         if isinstance(self.space, PointSpace):
             return self.space.dim
-        return self.space.levels if self.space.palette else self.space.channels
+        return self.space.channels * n_inputs(self.space)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) or points (N, dim), in data units -> float32, (N, n_channels, ...)."""
         if isinstance(self.space, PointSpace):
             return (x.float() - self.center) / self.space.scale
-        if self.space.palette:
-            return F.one_hot(x.squeeze(1).long(), self.space.levels).movedim(-1, 1).float()
-        return x.float() * (2 / (self.space.levels - 1)) - 1
+        return as_channels(level_features(x, self.space))
 
     def inverse(self, y: Tensor) -> Tensor:
         """The datum nearest to a network's float output: the inverse of `forward`, images rounded and clamped."""
@@ -46,6 +44,26 @@ class Scale(nn.Module):
         if self.space.palette:
             return as_levels(y.argmax(1, keepdim=True), self.space)
         return as_levels((y.float() + 1) * ((self.space.levels - 1) / 2), self.space)
+
+
+def level_features(x: Tensor, space: ImageSpace, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Levels, integers, (...), to what a network reads of each, (..., n_inputs), see `n_inputs`.
+
+    Palette colours become indicator vectors, since they have no order; other levels are scaled to [-1, 1].
+    """
+    if space.palette is not None:
+        return F.one_hot(x.long(), space.levels).to(dtype)
+    return (x.to(dtype) * (2 / (space.levels - 1)) - 1).unsqueeze(-1)
+
+
+def n_inputs(space: ImageSpace) -> int:
+    """Features of a sub-pixel: one, or one a colour of a palette."""
+    return space.levels if space.palette is not None else 1
+
+
+def as_channels(features: Tensor) -> Tensor:
+    """Features of each sub-pixel, (N, C, H, W, F), as features of a site, group by group, (N, C * F, H, W)."""
+    return features.movedim(-1, 2).flatten(1, 2)
 
 
 def as_levels(x: Tensor, space: ImageSpace) -> Tensor:

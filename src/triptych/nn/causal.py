@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,26 +118,30 @@ class CausalSequential(CausalLayer):
             x = layer(x, condition)
         return x
 
-    def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> list[Any]:
-        return [layer.start(n, shape, condition) for layer in self._layers()]
+    State = list[tuple[CausalLayer, Any]]
+    """The layers with their states: asking the module for its layers at every turn takes longer than some of them."""
 
-    def row(self, state: list[Any], row: int) -> None:
-        for layer, part in zip(self._layers(), state, strict=True):
+    def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> State:
+        return [(layer, layer.start(n, shape, condition)) for layer in self._layers()]
+
+    def row(self, state: State, row: int) -> None:
+        for layer, part in state:
             layer.row(part, row)
 
-    def context(self, state: list[Any], sites: range) -> list[Any]:
-        return [layer.context(part, sites) for layer, part in zip(self._layers(), state, strict=True)]
+    def context(self, state: State, sites: range) -> list[Any]:
+        return [layer.context(part, sites) for layer, part in state]
 
-    def step(self, state: list[Any], context: list[Any], group: int) -> Tensor:
-        first, *rest = self._layers()
-        x = first.step(state[0], context[0], group)
-        for layer, part, ready in zip(rest, state[1:], context[1:], strict=True):
+    def step(self, state: State, context: list[Any], group: int) -> Tensor:
+        layer, part = state[0]
+        x = layer.step(part, context[0], group)
+        for (layer, part), ready in zip(state[1:], context[1:], strict=True):
             layer.write(part, ready, x, group)
             x = layer.step(part, ready, group)
         return x
 
-    def write(self, state: list[Any], context: list[Any], x: Tensor, group: int) -> None:
-        self._layers()[0].write(state[0], context[0], x, group)
+    def write(self, state: State, context: list[Any], x: Tensor, group: int) -> None:
+        layer, part = state[0]
+        layer.write(part, context[0], x, group)
 
     def _layers(self) -> list[CausalLayer]:
         return list(self.layers)  # type: ignore[arg-type]
@@ -150,7 +154,7 @@ class Pointwise(CausalLayer):
         function: Called on tensors of any shape.
     """
 
-    def __init__(self, function: nn.Module, n_groups: int) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor], n_groups: int) -> None:
         super().__init__(n_groups)
         self.function = function
 
@@ -193,6 +197,8 @@ class SiteCache:
         self.pad = kernel_size // 2
         self.row_length = self.width + 2 * self.pad
         self.buffer = like.new_zeros(*leading, (height + self.pad) * self.row_length, n_features)
+        self.leading, self.n_features = leading, n_features
+        *self.strides, self.along, _ = self.buffer.stride()
 
     def neighbours(self, sites: range, up: int, left: int, n: int) -> Tensor:
         """A view of n neighbours of each site, side by side `up` rows above, from `left` columns to the left.
@@ -200,13 +206,12 @@ class SiteCache:
         Returns:
             (..., S, n, C).
         """
-        (row, column), (last_row, last_column) = divmod(sites[0], self.width), divmod(sites[-1], self.width)
-        spacing = ((last_row - row) * self.row_length + last_column - column) // max(1, len(sites) - 1)
-        first = (row + self.pad - up) * self.row_length + column + self.pad - left
-        *leading, _, n_features = self.buffer.shape
-        *strides, along, _ = self.buffer.stride()
+        along, n_sites, row = self.along, len(sites), sites.start // self.width
+        # Each row of the buffer is 2 * pad columns longer than one of sites.
+        first = sites.start + (row + self.pad - up) * 2 * self.pad + (self.pad - up) * self.width + self.pad - left
+        spacing = sites.step + 2 * self.pad * (sites[1] // self.width - row) if n_sites > 1 else 0
         return self.buffer.as_strided(
-            (*leading, len(sites), n, n_features), (*strides, spacing * along, along, 1), first * along
+            (*self.leading, n_sites, n, self.n_features), (*self.strides, spacing * along, along, 1), first * along
         )
 
     def earlier(self, sites: range) -> Tensor:
@@ -315,8 +320,8 @@ class MaskedConv2d(CausalLayer):
         """Inputs at earlier sites, (N, P, C_in); None for a 1x1 convolution, which looks at none."""
         earlier: Tensor
         """`earlier_weight()`."""
-        centres: list[Tensor]
-        """`centre_weight()` of each group."""
+        own: list[tuple[slice, Tensor, Tensor]]
+        """Of each group: where its outputs are, their bias, and `centre_weight()`."""
 
     @dataclass(frozen=True)
     class Context:
@@ -331,8 +336,9 @@ class MaskedConv2d(CausalLayer):
     def start(self, n: int, shape: tuple[int, int], condition: Tensor | None = None) -> State:
         looks_back = self.kernel_size > 1
         cache = SiteCache((n,), self.in_channels, self.kernel_size, shape, self.weight) if looks_back else None
-        centres = [self.centre_weight(group) for group in range(self.n_groups)]
-        return self.State(cache, self.earlier_weight(), centres)
+        outputs = [self._outputs(group) for group in range(self.n_groups)]
+        own = [(part, self.bias[part], self.centre_weight(group)) for group, part in enumerate(outputs)]
+        return self.State(cache, self.earlier_weight(), own)
 
     def context(self, state: State, sites: range) -> Context:
         if state.cache is None:
@@ -341,14 +347,12 @@ class MaskedConv2d(CausalLayer):
         return self.Context(sites, torch.addmm(self.bias, seen, state.earlier), [])
 
     def step(self, state: State, context: Context, group: int) -> Tensor:
-        own = self._outputs(group)
-        start = self.bias[own] if context.y is None else context.y[:, own]
-        n_sites = len(context.sites)
-        if not self._n_seen(group):
-            return start.unflatten(0, (-1, n_sites))
-        seen = context.x[0] if group == 0 else torch.cat(context.x[: group + (self.mask_type == "B")], -1)
-        y = torch.addmm(start, seen.flatten(0, 1), state.centres[group])
-        return y.view(-1, n_sites, y.shape[1])  # (N, S, C_out / n_groups)
+        part, bias, centre = state.own[group]
+        y = bias if context.y is None else context.y[:, part]
+        if len(centre):
+            seen = context.x[0] if group == 0 else torch.cat(context.x[: group + (self.mask_type == "B")], -1)
+            y = torch.addmm(y, seen.flatten(0, 1), centre)
+        return y.view(-1, len(context.sites), y.shape[1])  # (N, S, C_out / n_groups)
 
     def write(self, state: State, context: Context, x: Tensor, group: int) -> None:
         context.x.append(x)
@@ -426,8 +430,10 @@ class ResidualStack(CausalLayer):
         """Their earlier taps, (L, T * h, h)."""
         bias: Tensor
         """Their biases with the condition's, (L, N or 1, 1, h)."""
+        reduce_bias: Tensor
+        """Biases of `reduce`, (L, 1, h)."""
         products: list[list[tuple[Tensor, ...]]]
-        """Of each group and block: least inputs, bias and weights of `reduce`, weights of `look` and `expand`."""
+        """Of each group and block: least inputs and weights of `reduce`, weights of `look` and `expand`."""
         last_bias: list[Tensor]
         """Of each group: what is still to be added to the last block's output, (2h / n_groups,)."""
         buffers: dict[int, ResidualStack.Buffers]
@@ -440,7 +446,7 @@ class ResidualStack(CausalLayer):
         bias: Tensor
         """`State.bias` for every row, (L, N * S, h)."""
         look: Tensor
-        """Inputs of `look`, (L, N * S, h)."""
+        """Inputs of `look`, begun with the biases of `reduce`, (L, N * S, h)."""
         narrow: Tensor
         """Inputs of `expand`, begun with the outputs of `look` as far as earlier sites tell, (L, N * S, h)."""
         views: list[list[tuple[Tensor, ...]]]
@@ -467,17 +473,19 @@ class ResidualStack(CausalLayer):
         # The biases of `expand` are left out of the running sum x, and so add up: with b their sum so far, what
         # `reduce` reads is relu(x + b) = max(x, -b) + b. One call the less in each block.
         products: list[list[tuple[Tensor, ...]]] = [[] for _ in range(self.n_groups)]
+        reduce_bias = []
         left_out = like.new_zeros(2 * self.hidden)
         for block in blocks:
             weight = (block.reduce.weight * block.reduce.mask).flatten(1)  # (h, 2h)
-            reduce_bias = torch.addmv(block.reduce.bias, weight, left_out).chunk(self.n_groups)
+            reduce_bias.append(torch.addmv(block.reduce.bias, weight, left_out))
             for group, least in enumerate((-left_out).chunk(self.n_groups)):
                 weights = (layer.centre_weight(group) for layer in (block.reduce, block.look, block.expand))
-                products[group].append((least, reduce_bias[group], *weights))
+                products[group].append((least, *weights))
             left_out = left_out + block.expand.bias
         cache = SiteCache((len(blocks), n), self.hidden, 3, shape, like)
         earlier = torch.stack([block.look.earlier_weight() for block in blocks])
-        return self.State(cache, earlier, bias[:, :, None], products, list(left_out.chunk(self.n_groups)), {})
+        last_bias = list(left_out.chunk(self.n_groups))
+        return self.State(cache, earlier, bias[:, :, None], torch.stack(reduce_bias)[:, None], products, last_bias, {})
 
     def _memory_for(self, state: State, n_sites: int) -> Buffers:
         if n_sites not in state.buffers:
@@ -497,17 +505,18 @@ class ResidualStack(CausalLayer):
         n_blocks, n_rows, _ = buffers.bias.shape
         seen = state.cache.earlier(sites).view(n_blocks, n_rows, state.earlier.shape[1])
         torch.baddbmm(buffers.bias, seen, state.earlier, out=buffers.narrow)
+        buffers.look.copy_(state.reduce_bias)
         return self.Context(sites, [], buffers)
 
     def step(self, state: State, context: Context, group: int) -> Tensor:
-        x = context.x.pop()  # (N * S, 2h / n_groups)
-        for (least, bias, reduce, centre, expand), (wide, wide_seen, look, look_seen, narrow, narrow_seen) in zip(
+        x = context.x.pop().clone()  # (N * S, 2h / n_groups)
+        for (least, reduce, centre, expand), (wide, wide_seen, look, look_seen, narrow, narrow_seen) in zip(
             state.products[group], context.buffers.views[group], strict=True
         ):
             torch.maximum(x, least, out=wide)
-            torch.addmm(bias, wide_seen, reduce, out=look).relu_()
+            look.addmm_(wide_seen, reduce).relu_()
             narrow.addmm_(look_seen, centre).relu_()
-            x = torch.addmm(x, narrow_seen, expand)
+            x.addmm_(narrow_seen, expand)
         n_sites = len(context.sites)
         if group == self.n_groups - 1:
             state.cache.write(context.sites, context.buffers.look.unflatten(1, (-1, n_sites)))

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.nn.causal import CausalLayer, MaskedConv2d
+from triptych.nn.lstm import lstm_cell
 
 
 class Turn(NamedTuple):
@@ -87,10 +88,7 @@ def scan(x: Tensor, bias: Tensor, weight: Tensor, diagonals: Diagonals) -> Tenso
         above, left = slice(skip, skip + n_sites), slice(skip + 1, skip + 1 + n_sites)
         seen = torch.cat([inputs, h[:, left], h[:, above]], -1)  # (2, sites, N, C + 2h)
         gates = torch.bmm(seen.flatten(1, 2), weight).unflatten(1, (n_sites, n)) + bias[:, None]
-        of_sigmoid, of_tanh = gates.split([3 * hidden, hidden], -1)
-        o, f, i = of_sigmoid.sigmoid().unflatten(-1, (3, hidden)).unbind(-2)
-        c = torch.addcmul(f * c[:, left], i, of_tanh.tanh())  # (2, sites, N, h)
-        h = o * c.tanh()
+        h, c = lstm_cell(gates.unflatten(-1, (4, hidden)), c[:, left])  # (2, sites, N, h) each
         states.append(h.flatten(0, 1))
     return torch.cat(states)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.errors import InputError
+from triptych.nn.blocks import as_channels
 from triptych.nn.causal import CausalLayer
 from triptych.objectives.heads import Head, decide
 
@@ -46,7 +47,7 @@ class Warp:
     @property
     def changes(self) -> bool:
         """Whether draws are from anything but p(x)."""
-        return self != Warp()
+        return self.temperature != 1 or self.top_k > 0 or self.top_p < 1
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the levels, float32, (..., K), to changed ones; -inf for levels that are cut off."""
@@ -85,7 +86,20 @@ class Drawing:
 
     def forward(self, x: Tensor) -> Tensor:
         """The network's output for levels, (N, C, H, W): (N, n_groups * F, H, W)."""
-        return self.network(self.encode(x).movedim(-1, 2).flatten(1, 2), self.condition)
+        return self.network(as_channels(self.encode(x)), self.condition)
+
+    def one_pass(self, x: Tensor) -> Tensor:
+        """What the noise decides at every sub-pixel by one forward pass over guessed levels, both int64, (N, C, H, W).
+
+        It leaves an image unchanged if, and only if, that is what every sampler draws (nothing being given).
+        """
+        channels, n_groups = x.shape[1], self.network.n_groups
+        outputs = self.forward(x).unflatten(1, (n_groups, -1)).movedim(2, -1)  # (N, G, H, W, F)
+        levels: list[Tensor] = []
+        for channel in range(channels):
+            group, first = divmod(channel, channels // n_groups)
+            levels.append(self.decide(outputs[:, group], levels[channel - first :], self.noise[:, channel]))
+        return torch.stack(levels, 1)
 
     def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
         """The level of the next channel of a group, (...), from the group's output, (..., F)."""
@@ -196,8 +210,7 @@ def draw_jacobi(drawing: Drawing) -> Tensor:
     Source:
         Song, Meng, Liao & Ermon 2021, arXiv:2002.03629, algorithm 1, applied to sampling as in section 4.3.
     """
-    n, channels, height, width = drawing.noise.shape
-    per_group = channels // drawing.network.n_groups
+    n, _, height, width = drawing.noise.shape
     x = torch.zeros(drawing.noise.shape, dtype=torch.int64, device=drawing.noise.device)
     is_given = torch.zeros((height * width,), dtype=torch.bool, device=x.device)
     if drawing.given is not None:
@@ -208,14 +221,9 @@ def draw_jacobi(drawing: Drawing) -> Tensor:
         if not len(open_images):
             break
         now = x[open_images]
-        part = replace(drawing, condition=None if drawing.condition is None else drawing.condition[open_images])
-        outputs = part.forward(now).unflatten(1, (drawing.network.n_groups, -1)).movedim(2, -1)  # (N, G, H, W, F)
-        levels: list[Tensor] = []
-        for channel in range(channels):
-            group, first = divmod(channel, per_group)
-            earlier = levels[channel - first :]
-            levels.append(drawing.decide(outputs[:, group], earlier, drawing.noise[open_images, channel]))
-        then = torch.where(is_given.view(height, width), now, torch.stack(levels, 1))
+        condition = None if drawing.condition is None else drawing.condition[open_images]
+        decided = replace(drawing, noise=drawing.noise[open_images], condition=condition).one_pass(now)
+        then = torch.where(is_given.view(height, width), now, decided)
         x[open_images] = then
         if drawing.watch is not None:
             drawing.watch(x.flatten(2), range(height * width))

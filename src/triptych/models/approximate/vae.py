@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 from triptych.errors import InputError
 from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
 from triptych.nn.blocks import ResidualBlock, Scale, as_levels, mlp, pyramid, pyramid_widths
+from triptych.nn.options import check_counts, check_dropout, check_not_negative
 from triptych.objectives import pixel_likelihoods
 from triptych.objectives.elbo import gaussian_kl, gaussian_log_prob, standard_normal_log_prob
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -68,18 +69,9 @@ class VAE(ApproximateDensity):
             n_latents = max(2, space.dim) if isinstance(space, PointSpace) else 16 if space.n_dims < 256 else 64
         if hidden is None:  # Wider layers at full size would take over a second a step at 28x28 on two cores.
             hidden = 128 if isinstance(space, PointSpace) else 32 if space.n_dims < 256 else 16
-        for option, value in {
-            "n_latents": n_latents,
-            "hidden": hidden,
-            "n_blocks": n_blocks,
-            "n_mixtures": n_mixtures,
-        }.items():
-            if value < 1:
-                raise InputError(f"Option {option} of vae is {value}; it must be at least 1.")
-        if not 0 <= beta < math.inf:
-            raise InputError(f"Option beta of vae is {beta}; it must be finite and not negative.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"Option dropout of vae is {dropout}; it must be at least 0 and less than 1.")
+        check_counts(n_latents=n_latents, hidden=hidden, n_blocks=n_blocks, n_mixtures=n_mixtures)
+        check_not_negative(beta=beta)
+        check_dropout(dropout)
         if likelihood == "auto":
             few = isinstance(space, ImageSpace) and (space.levels <= 32 or space.palette is not None)
             likelihood = "gaussian" if isinstance(space, PointSpace) else "categorical" if few else "logistic"
@@ -101,8 +93,8 @@ class VAE(ApproximateDensity):
     def posterior(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), float32, (N, n_latents) each."""
         h = self.scale(x)
-        if labels is not None:
-            code = F.one_hot(labels, self.n_classes).float()  # (N, n_classes)
+        code = self.condition(labels)  # (N, n_classes)
+        if code is not None:
             code = code.reshape(*code.shape, *(1,) * (h.ndim - 2)).expand(-1, -1, *h.shape[2:])
             h = torch.cat([h, code], dim=1)
         mu, log_var = self.encoder(h).float().chunk(2, dim=1)
@@ -111,9 +103,8 @@ class VAE(ApproximateDensity):
 
     def decoder_output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Raw parameters of p(x|z): (N, C, K, H, W) for images, (N, 2 dim) for points."""
-        if labels is not None:
-            z = torch.cat([z, F.one_hot(labels, self.n_classes).float()], dim=1)
-        return self.decoder(z)
+        code = self.condition(labels)
+        return self.decoder(z if code is None else torch.cat([z, code], dim=1))
 
     def _log_prob_given(self, output: Tensor, x: Tensor) -> Tensor:
         """log p(x|z) in nats, (N,), from the decoder's output."""

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from triptych.errors import InputError
 from triptych.models.base import Batch, ImplicitDensity, Loss, Phase
 from triptych.nn.blocks import Scale, mlp, pyramid, pyramid_widths
+from triptych.nn.options import check_counts, check_not_negative
 from triptych.objectives.adversarial import discriminator_loss, non_saturating_generator_loss, r1_penalty
 from triptych.spaces import ImageSpace, PointSpace, Space
 
@@ -63,11 +63,8 @@ class GAN(ImplicitDensity):
         self.hidden = hidden = hidden if hidden is not None else 128 if is_point else 32 if space.n_dims < 256 else 16
         # Chosen by short trainings on the digits (0.02 to 3: below 0.3 some runs collapsed) and on MNIST (1 to 10).
         self.gamma = gamma if gamma is not None else 0.1 if is_point else 1.0
-        for option, value in {"n_latents": self.n_latents, "hidden": hidden, "critic_steps": critic_steps}.items():
-            if value < 1:
-                raise InputError(f"Option {option} of gan is {value}; it must be at least 1.")
-        if not 0 <= self.gamma < math.inf:
-            raise InputError(f"Option gamma of gan is {self.gamma}; it must be finite and not negative.")
+        check_counts(n_latents=self.n_latents, hidden=hidden, critic_steps=critic_steps)
+        check_not_negative(gamma=self.gamma)
         self.critic_steps = critic_steps
         self.scale = Scale(space)
         if isinstance(space, PointSpace):
@@ -95,8 +92,9 @@ class GAN(ImplicitDensity):
 
     def fake(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scaled data G(z), floats, (N, n_channels, ...): what the discriminator judges, before rounding."""
-        if labels is not None:
-            z = torch.cat([z, F.one_hot(labels, self.n_classes).float()], dim=1)
+        code = self.condition(labels)
+        if code is not None:
+            z = torch.cat([z, code], dim=1)
         return self.generator(z)
 
     def _blur_levels(self, y: Tensor, generator: Generator | None) -> Tensor:

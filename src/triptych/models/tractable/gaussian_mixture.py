@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from triptych.errors import InputError
 from triptych.models.base import Batch, Estimated, Loss, Phase, TractableDensity
 from triptych.models.classical import Standardiser, own_density, training_densities
+from triptych.nn.options import check_counts, check_not_negative
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 N_COPIES = 4  # Dequantised copies of each training image, where they fit: the noise is part of what is estimated.
@@ -68,11 +69,8 @@ class GaussianMixture(TractableDensity, Estimated):
         self.standard = standard
         n_components = (10 if standard.is_image else 32) if n_components is None else n_components
         self.regularization = (3e-3 if standard.is_image else 1e-6) if regularization is None else regularization
-        if not (self.regularization >= 0 and tolerance >= 0):
-            raise InputError("Options regularization and tolerance of gaussian_mixture must not be negative.")
-        for option, value in {"n_components": n_components, "max_iterations": max_iterations}.items():
-            if value < 1:
-                raise InputError(f"Option {option} of gaussian_mixture is {value}; it must be at least 1.")
+        check_not_negative(regularization=self.regularization, tolerance=tolerance)
+        check_counts(n_components=n_components, max_iterations=max_iterations)
         dim, n_mixtures = space.n_dims, max(1, n_classes)
         self.covariance = covariance if covariance != "auto" else "full" if dim <= 256 else "diag"
         self.n_components, self.max_iterations, self.tolerance = n_components, max_iterations, tolerance

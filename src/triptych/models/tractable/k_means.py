@@ -20,6 +20,7 @@ from triptych.models.classical import (
     squared_distances,
     training_densities,
 )
+from triptych.nn.options import check_counts, check_not_negative
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 N_LOGGED = 1000  # Training items, or up to twice as many, that the logged likelihood is a mean over.
@@ -81,12 +82,8 @@ class KMeans(TractableDensity, Estimated):
         super().__init__(space, n_classes, kind=standard.kind, n_draws=standard.n_draws)
         self.standard = standard
         n_components = (10 if standard.is_image else 32) if n_components is None else n_components
-        counts = {"n_components": n_components, "n_starts": n_starts, "max_iterations": max_iterations}
-        for option, value in counts.items():
-            if value < 1:
-                raise InputError(f"Option {option} of k_means is {value}; it must be at least 1.")
-        if not tolerance >= 0:
-            raise InputError(f"Option tolerance of k_means is {tolerance}; it must not be negative.")
+        check_counts(n_components=n_components, n_starts=n_starts, max_iterations=max_iterations)
+        check_not_negative(tolerance=tolerance)
         self.n_components, self.n_starts = n_components, n_starts
         self.max_iterations, self.tolerance = max_iterations, tolerance
         shape = (max(1, n_classes), n_components)

@@ -6,14 +6,13 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from triptych.errors import InputError
 from triptych.models.base import Batch, Loss, Phase, TractableDensity
-from triptych.nn.blocks import as_levels
+from triptych.nn.blocks import as_levels, level_features, n_inputs
 from triptych.nn.masked_linear import MaskedNetwork, Masks, even_degrees
+from triptych.nn.options import check_counts, check_dropout
 from triptych.objectives.heads import Head, LogisticMixture, decide, head_of_sites
 from triptych.spaces import ImageSpace, PointSpace, Space
 
@@ -81,17 +80,13 @@ class MADE(TractableDensity):
         n_orders = (8 if is_image else 1) if n_orders is None else n_orders
         n_mixtures = (5 if is_image else 16) if n_mixtures is None else n_mixtures
         dropout = (0.2 if is_image else 0.0) if dropout is None else dropout
-        counts = {"hidden": hidden, "n_layers": n_layers, "n_orders": n_orders, "n_mixtures": n_mixtures}
-        for option, value in counts.items():
-            if value < 1:
-                raise InputError(f"{option} is {value}; it must be at least 1.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+        check_counts(hidden=hidden, n_layers=n_layers, n_orders=n_orders, n_mixtures=n_mixtures)
+        check_dropout(dropout)
         self.head: Head | CoordinateMixture = CoordinateMixture(n_mixtures)
         in_features = 1
         if isinstance(space, ImageSpace):
             self.head = head_of_sites(replace(space, channels=1), n_mixtures)  # a sub-pixel is a site of its own
-            in_features = space.levels if space.palette is not None else 1
+            in_features = n_inputs(space)
         else:
             self.register_buffer("center", torch.tensor(space.center or (0.0,) * space.dim), persistent=False)
         if direct is None:
@@ -146,20 +141,11 @@ class MADE(TractableDensity):
         return as_levels(variables.unflatten(1, (height, width, channels)).movedim(-1, 1), self.space)
 
     def encode(self, variables: Tensor) -> Tensor:
-        """Variables, (...), to what the network takes of them, (..., features).
-
-        Palette colours become indicator vectors, since they have no order; other levels are scaled to [-1, 1].
-        """
+        """Variables, (...), to what the network takes of them, (..., features)."""
         dtype = self.network.bias.dtype
         if isinstance(self.space, PointSpace):
             return variables.to(dtype).unsqueeze(-1)
-        if self.space.palette is not None:
-            return F.one_hot(variables, self.space.levels).to(dtype)
-        return (variables.to(dtype) * (2 / (self.space.levels - 1)) - 1).unsqueeze(-1)
-
-    def condition(self, labels: Tensor | None) -> Tensor | None:
-        """What the network takes of labels, int64, (N,): indicator vectors, (N, n_classes)."""
-        return None if labels is None else F.one_hot(labels, self.n_classes).to(self.network.bias.dtype)
+        return level_features(variables, self.space, dtype)
 
     def masks(self, order: int | Tensor) -> Masks:
         """The masks of one order, 0 .. n_orders - 1."""

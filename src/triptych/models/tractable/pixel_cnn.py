@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
 
-from triptych.errors import InputError
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import Phase
 from triptych.nn.causal import CausalSequential, MaskedConv2d, Pointwise, ResidualStack
+from triptych.nn.options import check_counts, check_dropout, check_kernel_size, hidden_of_channels
 from triptych.objectives.heads import head_of_channels
 from triptych.spaces import ImageSpace
 
@@ -46,18 +46,10 @@ class PixelCNN(AutoregressiveDensity):
     ) -> None:
         super().__init__(space, n_classes)
         channels = space.channels
-        hidden = 16 * max(channels, 2) if hidden is None else hidden
-        if hidden < 1 or hidden % channels:
-            nearest = max(1, round(hidden / channels)) * channels
-            raise InputError(
-                f"hidden is {hidden}; it must be a multiple of the {channels} channels, such as {nearest}."
-            )
-        if n_blocks < 1:
-            raise InputError(f"n_blocks is {n_blocks}; it must be at least 1.")
-        if kernel_size < 3 or kernel_size % 2 == 0:
-            raise InputError(f"kernel_size is {kernel_size}; it must be odd and at least 3.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+        hidden = hidden_of_channels(hidden, channels)
+        check_counts(n_blocks=n_blocks)
+        check_kernel_size(kernel_size)
+        check_dropout(dropout)
         self.hidden, self.n_blocks, self.kernel_size, self.dropout = hidden, n_blocks, kernel_size, dropout
         self.head = head_of_channels(space)
         first = MaskedConv2d(channels * self.n_inputs, 2 * hidden, kernel_size, "A", channels)
@@ -68,9 +60,9 @@ class PixelCNN(AutoregressiveDensity):
             [
                 first,
                 ResidualStack(hidden, n_blocks, channels, n_condition=n_classes, dropout=dropout),
-                Pointwise(nn.ReLU(), channels),
+                Pointwise(torch.relu, channels),
                 mix,
-                Pointwise(nn.ReLU(), channels),
+                Pointwise(torch.relu, channels),
                 MaskedConv2d(2 * hidden, channels * self.head.n_features, 1, "B", channels),
             ]
         )

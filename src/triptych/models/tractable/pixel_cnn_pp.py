@@ -5,6 +5,7 @@ from __future__ import annotations
 from triptych.errors import InputError
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import Phase
+from triptych.nn.options import check_counts, check_dropout
 from triptych.nn.shifted import ShiftedNetwork
 from triptych.objectives.heads import head_of_sites
 from triptych.spaces import ImageSpace
@@ -54,11 +55,8 @@ class PixelCNNpp(AutoregressiveDensity):
             n_resolutions = max(1, min(3, most - 1))
         if not 1 <= n_resolutions <= most:
             raise InputError(f"n_resolutions is {n_resolutions}; for {space} it must be 1 .. {most}.")
-        for name, value in {"hidden": hidden, "n_blocks": n_blocks, "n_mixtures": n_mixtures}.items():
-            if value < 1:
-                raise InputError(f"{name} is {value}; it must be at least 1.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+        check_counts(hidden=hidden, n_blocks=n_blocks, n_mixtures=n_mixtures)
+        check_dropout(dropout)
         self.hidden, self.n_blocks, self.n_resolutions = hidden, n_blocks, n_resolutions
         self.dropout, self.n_mixtures = dropout, n_mixtures
         self.head = head_of_sites(space, n_mixtures)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from triptych.errors import InputError
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import Phase
 from triptych.nn.causal import CausalSequential, MaskedConv2d
 from triptych.nn.lstm import RasterLSTM
+from triptych.nn.options import check_counts, check_dropout
 from triptych.objectives.heads import head_of_channels
 from triptych.spaces import ImageSpace
 
@@ -42,12 +42,8 @@ class PixelLSTM(AutoregressiveDensity):
         dropout: float = 0.1,
     ) -> None:
         super().__init__(space, n_classes)
-        if hidden < 1:
-            raise InputError(f"hidden is {hidden}; it must be at least 1.")
-        if n_layers < 1:
-            raise InputError(f"n_layers is {n_layers}; it must be at least 1.")
-        if not 0 <= dropout < 1:
-            raise InputError(f"dropout is {dropout}; it must be at least 0 and less than 1.")
+        check_counts(hidden=hidden, n_layers=n_layers)
+        check_dropout(dropout)
         self.hidden, self.n_layers, self.dropout = hidden, n_layers, dropout
         self.head = head_of_channels(space)
         channels = space.channels
