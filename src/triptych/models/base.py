@@ -208,10 +208,40 @@ class TractableDensity(GenerativeModel):
         """
 
 
-class ApproximateDensity(GenerativeModel):
-    """Knows a lower bound of log p(x), through a latent z and an approximate posterior q(z|x)."""
+class LatentModel(GenerativeModel):
+    """Has an encoder to a latent z and a decoder from it."""
 
     panel = "approximate"
+    n_latents: int
+    """Size of z."""
+    has_normal_prior: ClassVar[bool] = True
+    """Whether z is standard normal under the model: interpolation is then spherical, and p(x) can be annealed."""
+
+    @abstractmethod
+    def encode(
+        self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
+    ) -> Tensor:
+        """The latent of data: a mean of q(z|x), or a draw from it, float32, (N, n_latents).
+
+        Arguments:
+            x: Images, integers 0 .. levels-1, (N, C, H, W), or points, float, (N, dim).
+            labels: int64, (N,); required by a class-conditional model.
+            sample: Draw instead of taking the mean. Where the encoder is deterministic both are the same.
+        Raises:
+            InputError: If x or labels do not fit the model.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Mean of p(x|z), in data units and dtype (images: rounded to the nearest level), (N, *space.shape)."""
+
+
+class ApproximateDensity(LatentModel):
+    """Knows a lower bound of log p(x), through a latent z and an approximate posterior q(z|x).
+
+    With several stochastic layers, z is all of them, one after the other, in coordinates in which the prior is standard
+    normal: a layer with p(z_l | above) = N(mu, sigma^2) enters as (z_l - mu) / sigma.
+    """
 
     @abstractmethod
     def elbo(
@@ -240,12 +270,20 @@ class ApproximateDensity(GenerativeModel):
         """
 
     @abstractmethod
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean of q(z|x), float32, (N, n_latents)."""
+    def kl(self, x: Tensor, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        """What each part of z costs: KL(q || p) of each latent, or of each stochastic layer where there are several.
+
+        Returns:
+            Nats, float32, (N, parts); their sum is the KL of the bound (given one draw of the layers above).
+        """
 
     @abstractmethod
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Mean of p(x|z), in data units and dtype (images: rounded to the nearest level), (N, *space.shape)."""
+    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """log p(x|z) for given latents, (N, n_latents); differentiable with respect to z.
+
+        Returns:
+            Nats, float32, (N,).
+        """
 
     def iwae(
         self, x: Tensor, n_samples: int, *, labels: Tensor | None = None, generator: Generator | None = None
