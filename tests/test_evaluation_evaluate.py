@@ -111,7 +111,18 @@ class Bounded(Untrained, ApproximateDensity):
     ) -> Tensor:
         return torch.full((n_samples, len(x)), -90.0)
 
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def kl(self, x: Tensor, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def encode(
+        self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
+    ) -> Tensor:
         return x.flatten(1).float()
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -145,6 +156,8 @@ def test_rows_and_columns(found: Evaluation) -> None:
         "kid_random",
         "precision_random",
         "recall_random",
+        "spectral_distance",
+        "sharpness",
         "samples_per_second",
     ]
     assert all(metric.protocol.endswith(".") for metric in found.table.metrics)
@@ -173,12 +186,36 @@ def test_distances_rank_the_rows(found: Evaluation) -> None:
     assert (noise["precision_random"].value, noise["recall_random"].value) == (0, 0)
     assert train["precision_random"].value > 0.7  # type: ignore[operator]
     for measurements in (uniform, copier, train, noise):
-        for key in ("fd_random", "kid_random", "precision_random", "recall_random"):
+        for key in ("fd_random", "kid_random", "precision_random", "recall_random", "spectral_distance", "sharpness"):
             measured = measurements[key]
             assert measured.low is not None
             assert measured.high is not None
             assert measured.low <= measured.value <= measured.high  # type: ignore[operator]
             assert measured.n == N_TEST
+
+
+def test_sharpness_stands_beside_the_held_out_images(found: Evaluation) -> None:
+    uniform, constant, copier, train, noise = (row.measurements for row in found.table.rows)
+    for real in (copier, train):
+        assert real["sharpness"].low < 1 < real["sharpness"].high  # type: ignore[operator]
+    assert train["spectral_distance"].value < 0.1  # type: ignore[operator]
+    for spoiled in (uniform, noise):
+        assert spoiled["sharpness"].low > 1.2  # type: ignore[operator]
+        assert spoiled["spectral_distance"].low > 5 * train["spectral_distance"].value  # type: ignore[operator]
+    assert 0 < constant["sharpness"].value < 0.01  # type: ignore[operator]
+    assert constant["spectral_distance"].value > 1  # type: ignore[operator]
+    better = {metric.key: metric.better for metric in found.table.metrics}
+    assert (better["spectral_distance"], better["sharpness"]) == ("lower", "neither")
+
+
+def test_no_sharpness_without_ordered_levels_or_enough_pixels() -> None:
+    rng = np.random.default_rng(0)
+    colours = tuple((level, level, level) for level in range(4))
+    for space in (ImageSpace(1, 8, 8, 4, colours), ImageSpace(1, 7, 8, 4)):
+        splits = [Split(rng.integers(0, 4, (20, *space.shape), dtype=np.uint8)) for _ in range(3)]
+        found = evaluate({}, Dataset("small", space, *splits), extractors=[])
+        assert not {"spectral_distance", "sharpness"} & {metric.key for metric in found.table.metrics}
+        assert all(not {"spectral_distance", "sharpness"} & set(row.measurements) for row in found.table.rows)
 
 
 def test_samples_reconstructions_and_neighbours(found: Evaluation, digits: Dataset) -> None:
@@ -221,7 +258,8 @@ def test_fewer_samples_and_the_valid_split(digits: Dataset) -> None:
     assert "valid split" in found.table.metrics[0].protocol
     assert any("uniform" in line for line in lines)
     few = evaluate(models, digits, n_samples=2, extractors=extractors)
-    assert few.table.rows[0].measurements["fd_random"].text("lower") == "not defined"
+    for key in ("fd_random", "spectral_distance", "sharpness"):
+        assert few.table.rows[0].measurements[key].text("lower") == "not defined"
 
 
 def test_results_repeat(digits: Dataset) -> None:
@@ -294,7 +332,9 @@ def test_points() -> None:
     assert rows["diverged"]["fd_coordinates"].text("lower") == "not defined"
     assert "diverged" not in found.neighbours
     assert any("diverged" in note and "not finite" in note for note in found.notes)
-    assert found.table.metrics[0].key == "nll_nats_per_point"
+    keys = [metric.key for metric in found.table.metrics]
+    assert keys[0] == "nll_nats_per_point"
+    assert not {"spectral_distance", "sharpness"} & set(keys)
 
 
 def test_wrong_arguments(digits: Dataset) -> None:

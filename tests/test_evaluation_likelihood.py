@@ -75,7 +75,18 @@ class GaussianLatent(Untrained, ApproximateDensity):
     ) -> Tensor:
         return self.log_weights(x, n_samples, generator=generator).mean(0)
 
-    def encode(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+    def kl(self, x: Tensor, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def encode(
+        self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
+    ) -> Tensor:
         return x / 2 + 0.3
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -68,6 +68,42 @@ def test_deciding_inverts_the_distribution_function(head: Head) -> None:
         assert head.decide(outputs[:1], [x[:1] for x in earlier], torch.tensor([edge])).item() in range(head.levels)
 
 
+@pytest.mark.parametrize("head", HEADS, ids=str)
+def test_draws_of_whole_sites_follow_the_probabilities(head: Head) -> None:
+    n = 40_000
+    outputs = outputs_for(head)
+    x = torch.tensor(list(itertools.product(range(head.levels), repeat=head.channels)))
+    p = head.log_prob(outputs.expand(len(x), -1, -1, -1), x[:, :, None, None]).flatten().double().exp()
+    noise = torch.rand((n, head.channels, 1, 1), generator=torch.Generator().manual_seed(2))
+    draws = head.draw(outputs.expand(n, -1, -1, -1), noise).flatten(1)
+    place = head.levels ** torch.arange(head.channels).flip(0)
+    counts = torch.bincount((draws * place).sum(1), minlength=len(x)).double()
+    likely = p * n >= 5  # where chi-squared holds
+    statistic = float(((counts - n * p) ** 2 / (n * p))[likely].sum())
+    degrees = int(likely.sum())
+    assert statistic < degrees + 4.5 * (2 * degrees) ** 0.5 + 6  # beyond the 99.9 % quantile
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if not isinstance(head, LogisticMixture)], ids=str)
+def test_the_mean_is_that_of_the_levels(head: Head) -> None:
+    outputs = outputs_for(head, 3)
+    groups = outputs.unflatten(1, (head.n_groups, -1)).movedim(2, -1)
+    levels = torch.arange(head.levels).float()
+    expected = torch.stack(
+        [(head.level_logits(groups[:, c], []).softmax(-1) * levels).sum(-1) for c in range(head.channels)], 1
+    )
+    torch.testing.assert_close(head.mean(outputs), expected)
+
+
+def test_the_mean_of_fine_logistics_is_that_of_the_levels() -> None:
+    head = LogisticMixture(3, 256, 2)
+    outputs = 0.3 * torch.randn(1, head.n_features, 1, 1, generator=torch.Generator().manual_seed(0))
+    outputs[:, head.n_mixtures * 4 : head.n_mixtures * 7] -= 4  # narrow, so that no mass lies beyond the levels
+    noise = torch.rand((20_000, 3, 1, 1), generator=torch.Generator().manual_seed(1))
+    drawn = head.draw(outputs.expand(len(noise), -1, -1, -1), noise).double().mean(0)
+    torch.testing.assert_close(head.mean(outputs)[0].double(), drawn, rtol=0, atol=1.0)
+
+
 def test_narrow_logistics_far_from_every_level_keep_finite_gradients() -> None:
     head = LogisticMixture(3, 256, 2)
     outputs = torch.full((1, head.n_features, 1, 1), -50.0, requires_grad=True)

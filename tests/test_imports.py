@@ -27,12 +27,14 @@ ALLOWED = {
     "drawing": {"sampling", "models", "data"},
     "api": {"drawing", "sampling", "training", "evaluation", "models", "data", "config"},
     "completion": {"api", "drawing", "sampling", "training", "models", "data", "config"},
+    "latent_use": {"api", "completion", "drawing", "training", "evaluation", "models", "data", "config"},
     "comparison": {"api", "report", "training", "evaluation", "models", "data", "config"},
     "cli": {
         "api",
         "comparison",
         "completion",
         "drawing",
+        "latent_use",
         "sampling",
         "report",
         "evaluation",
@@ -43,7 +45,7 @@ ALLOWED = {
         "",
     },
     "__main__": {"cli"},
-    "": {"api", "comparison", "completion"},
+    "": {"api", "comparison", "completion", "latent_use"},
 }
 
 

@@ -211,10 +211,10 @@ def stop_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Has the loop die without a word after so many steps, as a killed process would."""
     cycle = run._cycle
 
-    def dying(*arguments: Any) -> Any:
+    def dying(*arguments: Any, **more: Any) -> Any:
         if run.step == step:
             raise ZeroDivisionError
-        return cycle(*arguments)
+        return cycle(*arguments, **more)
 
     monkeypatch.setattr(run, "_cycle", dying)
 
@@ -268,8 +268,8 @@ def test_a_loss_that_is_not_finite_stops_with_a_word_and_the_last_good_checkpoin
     run = trainer("vae", tiny, tmp_path, budget="40steps", checkpoint_every="4steps", log_every=10)
     cycle = run._cycle
 
-    def poisoned(*arguments: Any) -> Any:
-        terms, total = cycle(*arguments)
+    def poisoned(*arguments: Any, **more: Any) -> Any:
+        terms, total = cycle(*arguments, **more)
         if run.step == 17:
             with torch.no_grad():
                 next(run.model.parameters()).fill_(math.nan)

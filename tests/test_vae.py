@@ -34,18 +34,21 @@ def exact_log_prob(model: VAE, x: Tensor) -> Tensor:
     z = torch.linspace(-8, 8, 4001)[:, None]
     log_prior = -0.5 * z.squeeze(1).square() - 0.5 * math.log(2 * math.pi) + math.log(16 / 4000)
     outputs = model.decoder_output(z)
-    rows = [model._log_prob_given(outputs, image.expand(len(z), *image.shape)) + log_prior for image in x]
+    rows = [model.observation.log_prob(outputs, image.expand(len(z), *image.shape)) + log_prior for image in x]
     return torch.stack(rows).logsumexp(1)
 
 
-@pytest.mark.parametrize(("levels", "likelihood"), [(2, "categorical"), (2, "logistic"), (3, "logistic")])
+@pytest.mark.parametrize(
+    ("levels", "likelihood"), [(2, "bernoulli"), (2, "categorical"), (2, "logistic"), (3, "logistic")]
+)
 @torch.no_grad()
 def test_probabilities_of_all_images_sum_to_one_and_bounds_stay_below(levels: int, likelihood: str) -> None:
     space = ImageSpace(1, 2, 3, levels)
     model = shaken(space, n_latents=1, hidden=4, likelihood=likelihood)
+    last = model.encoder.layers[-1]
     # A posterior wider than the prior: importance sampling then converges, and the ELBO is far below.
-    model.encoder.out.weight.zero_()
-    model.encoder.out.bias.copy_(torch.tensor([0.0, 1.0]))
+    last.weight.zero_()
+    last.bias.copy_(torch.tensor([0.0, 1.0]))
     x = all_images(space)
     log_p = exact_log_prob(model, x)
     assert float(log_p.double().exp().sum()) == pytest.approx(1, abs=1e-4)
@@ -90,20 +93,20 @@ def test_the_density_of_points_integrates_to_one_in_data_units() -> None:
     log_prior = -0.5 * z.squeeze(1).square() - 0.5 * math.log(2 * math.pi) + math.log(16 / 800)
     density = torch.zeros(len(x))
     for output, weight in zip(outputs, log_prior, strict=True):
-        density += (model._log_prob_given(output.expand(len(x), -1), x) + weight).exp()
+        density += (model.observation.log_prob(output.expand(len(x), -1), x) + weight).exp()
     assert float(torch.trapezoid(density, x.squeeze(1))) == pytest.approx(1, abs=0.02)
 
 
 def test_reparameterised_gradients_agree_with_finite_differences() -> None:
     model = shaken(ImageSpace(1, 4, 4, 3), n_latents=2, hidden=4).double()
-    model.scale.float()
+    model.encoder.scale.float()
     x = torch.randint(3, (4, 1, 4, 4), generator=torch.Generator().manual_seed(0))
     noise = torch.randn((4, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     mu = torch.randn((4, 2), generator=torch.Generator().manual_seed(2), dtype=torch.float64).requires_grad_()
 
     def reconstruction(mean: Tensor) -> Tensor:
-        logits = model.decoder_output(mean + 0.5 * noise).log_softmax(2)  # in float64, to difference it
-        return logits.gather(2, x.unsqueeze(2)).sum()
+        logits = model.decoder_output(mean + 0.5 * noise).log_softmax(1)  # in float64, to difference it
+        return logits.gather(1, x).sum()
 
     (gradient,) = torch.autograd.grad(reconstruction(mu), mu)
     step = 1e-5

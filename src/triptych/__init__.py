@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from triptych.comparison import compare
     from triptych.completion import complete
     from triptych.errors import InputError, TrainingStopped
+    from triptych.latent_use import encode, interpolate, reconstruct, traverse
     from triptych.spaces import ImageSpace, PointSpace
 
 __version__ = "0.1.0"
@@ -24,14 +25,18 @@ __all__ = [
     "compare",
     "complete",
     "create_model",
+    "encode",
     "evaluate",
     "fit",
+    "interpolate",
     "list_models",
     "load",
     "load_data",
+    "reconstruct",
     "resume",
     "sample",
     "score",
+    "traverse",
 ]
 
 _HOME = {
@@ -41,6 +46,10 @@ _HOME = {
     "TrainingStopped": "triptych.errors",
     "compare": "triptych.comparison",
     "complete": "triptych.completion",
+    "encode": "triptych.latent_use",
+    "interpolate": "triptych.latent_use",
+    "reconstruct": "triptych.latent_use",
+    "traverse": "triptych.latent_use",
 }
 
 

@@ -135,6 +135,9 @@ class DataConfig:
     """Values a sub-pixel can take; by default as found (256, or 2 for 1-bit images)."""
     grey: bool = False
     """Turn colour images grey."""
+    binarize: Literal["none", "dynamic", "fixed", "threshold"] = "none"
+    """Make binary images of grey or colour ones: each sub-pixel is 1 with its intensity as probability, drawn anew for
+    every training batch (dynamic) or once (fixed); or where it is at least half (threshold)."""
     skip_bad: bool = False
     """Skip unreadable files and count them, instead of refusing the set."""
     valid_fraction: float = 0.1
@@ -142,7 +145,7 @@ class DataConfig:
     test_fraction: float = 0.1
     """Share of the items kept for testing, where the source has no test split."""
     data_seed: int = 0
-    """Seed of the splits."""
+    """Seed of the splits, and of the draws that binarize keeps."""
     limit: int | None = None
     """Items of each split at most, chosen at random."""
 

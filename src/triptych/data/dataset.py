@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -23,7 +24,19 @@ class Items(Protocol):
         ...
 
 
-class Subset:
+class View(ABC):
+    """Other items, chosen or changed as they are read."""
+
+    items: Items
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: np.ndarray) -> np.ndarray: ...
+
+
+class Subset(View):
     """Some positions of other items, read only when asked for."""
 
     def __init__(self, items: Items, positions: np.ndarray) -> None:
@@ -80,11 +93,13 @@ class Joined:
 
 
 def in_memory(items: Items, limit: int) -> np.ndarray | None:
-    """The items as one array if they already lie in memory and take at most `limit` bytes, else None."""
-    array = items.items if isinstance(items, Subset) else items
-    if not isinstance(array, np.ndarray) or isinstance(array, np.memmap):
+    """The items as one array if what they are made of lies in memory and takes at most `limit` bytes, else None."""
+    source = items
+    while isinstance(source, View):
+        source = source.items
+    if not isinstance(source, np.ndarray) or isinstance(source, np.memmap):
         return None
-    n_bytes = len(items) * (array.nbytes // max(1, len(array)))
+    n_bytes = len(items) * (source.nbytes // max(1, len(source)))
     return None if n_bytes > limit else items[np.arange(len(items))]
 
 
@@ -110,7 +125,8 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     """Names of the labels' values 0, 1, ...; None if there are no labels."""
     checksum: str = ""
-    """SHA-256 over items and labels of the three splits; equal for equal data, wherever it was read from."""
+    """SHA-256 over items and labels of the three splits, and over how they were binarised if they were; equal for equal
+    data, wherever it was read from."""
     found: tuple[str, ...] = ()
     """What the source held, a sentence each, for `triptych data show`."""
     repaired: tuple[str, ...] = ()
@@ -156,9 +172,13 @@ def split_positions(n: int, fractions: Sequence[float], seed: int) -> list[np.nd
     return parts
 
 
-def checksum_of(*splits: Split, chunk: int = 1024) -> str:
-    """SHA-256 over shape, dtype and bytes of items and labels, read `chunk` items at a time."""
-    digest = hashlib.sha256()
+def checksum_of(*splits: Split, chunk: int = 1024, remark: str = "") -> str:
+    """SHA-256 over shape, dtype and bytes of items and labels, read `chunk` items at a time.
+
+    Arguments:
+        remark: What else decides a training on the data and is not to be seen in the items.
+    """
+    digest = hashlib.sha256(remark.encode())
     for split in splits:
         for start in range(0, len(split), chunk):
             items, labels = split.read(np.arange(start, min(start + chunk, len(split))))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from triptych.data.arrays import parts_of_arrays, read_npy, read_npz
+from triptych.data.binarize import BINARIZE, Binarize
 from triptych.data.dataset import Dataset
 from triptych.data.decode import EXTENSIONS, MAX_PIXELS, Crop
 from triptych.data.digits import read_digits
@@ -35,6 +36,7 @@ def load_data(
     crop: Crop = "center",
     levels: int | None = None,
     grey: bool = False,
+    binarize: Binarize = "none",
     labels: np.ndarray | None = None,
     skip_bad: bool = False,
     valid_fraction: float = 0.1,
@@ -78,13 +80,21 @@ def load_data(
             values all are below `levels` are taken as they are; all else is brought from its own number of levels to
             this one, in bins of equal width when reducing.
         grey: Convert colour to grey (ITU-R 601). Only for folders and zips of images.
+        binarize: Makes images of two levels of images of more. With m = levels - 1,
+
+            - "dynamic": a sub-pixel of intensity x is 1 with probability x / m. Training batches are drawn anew at
+              every access (Burda et al. 2016, arXiv:1509.00519); what reads items otherwise (validation, test,
+              neighbours, features) gets one draw, fixed by `seed` and the item's place in the source;
+            - "fixed": that one draw everywhere;
+            - "threshold": 1 where x / m is at least 1/2. Likelihoods of such images compare with nothing in the
+              literature.
         labels: Class of each item, whole numbers from 0, (N,). Only for an array passed in memory.
         skip_bad: Leave out image files that cannot be decoded, instead of refusing the set. Only for folders and zips.
         valid_fraction: Share that becomes valid, between 0 and 1: of the whole where the source has no splits, of
             train where it has train and test. Unused where the source has a valid part.
         test_fraction: Share that becomes test, likewise; unused where the source has a test part. Every part gets at
             least one item.
-        seed: Fixes the splits, the choice of `limit`, and the draw of synthetic points.
+        seed: Fixes the splits, the choice of `limit`, and the draws of synthetic points and of binary images.
         limit: At most this many items in each split, chosen at random. Files beyond it are still checked.
         progress: Called with (files read, files) now and then while image files are read.
     Returns:
@@ -98,6 +108,8 @@ def load_data(
     if crop not in ("center", "none", "pad"):
         raise InputError(f"crop is {crop!r}; it must be 'center', 'none' or 'pad'.")
     levels = check_levels(levels)
+    if binarize not in BINARIZE:
+        raise InputError(f"binarize is {binarize!r}; it must be one of {', '.join(map(repr, BINARIZE))}.")
     for argument, fraction in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
         if not 0 < fraction < 1:
             raise InputError(f"{argument} is {fraction}; it must be between 0 and 1.")
@@ -135,6 +147,7 @@ def load_data(
         "levels": (levels, None),
         "grey": (bool(grey), False),
         "skip_bad": (bool(skip_bad), False),
+        "binarize": (binarize, "none"),
         "valid_fraction": (float(valid_fraction), 0.1),
         "test_fraction": (float(test_fraction), 0.1),
         "seed": (seed, 0),
@@ -148,6 +161,7 @@ def load_data(
         test_fraction=test_fraction,
         seed=seed,
         limit=limit,
+        binarize=binarize,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from triptych.data.binarize import Binarize, binarize_splits, check_intensities, describe_binarize
 from triptych.data.dataset import Dataset, Split, Subset, checksum_of, point_space_of, split_positions
 from triptych.errors import InputError
 from triptych.spaces import Space
@@ -74,8 +75,11 @@ def name_labels(
 
 
 def subset(split: Split, positions: np.ndarray) -> Split:
-    """The items of a split at some positions, without copying them."""
-    return Split(Subset(split.items, positions), None if split.labels is None else split.labels[positions])
+    """The items of a split at some positions, without copying them; of a subset, a subset of the same items."""
+    labels = None if split.labels is None else split.labels[positions]
+    if isinstance(split.items, Subset):
+        return Split(Subset(split.items.items, split.items.positions[positions]), labels)
+    return Split(Subset(split.items, positions), labels)
 
 
 def dataset_of(
@@ -86,13 +90,15 @@ def dataset_of(
     test_fraction: float,
     seed: int,
     limit: int | None,
+    binarize: Binarize,
 ) -> Dataset:
     """Completes the splits of a source as `load_data` says, and makes the data set.
 
     Raises:
-        InputError: If a split comes out empty.
+        InputError: If a split comes out empty, or the images cannot be binarised.
     """
-    splits, found = dict(parts.splits), list(parts.found)
+    splits, found, repaired = dict(parts.splits), list(parts.found), list(parts.repaired)
+    space = parts.space
     if "all" in splits:
         whole = splits.pop("all")
         valid, test, train = split_positions(len(whole), [valid_fraction, test_fraction], seed)
@@ -120,14 +126,19 @@ def dataset_of(
     for name, split in ordered.items():
         if len(split) == 0:  # before measuring a space on it
             raise InputError(f"The {name} split of {parts.name!r} is empty; give more items or another split.")
+    if binarize != "none":
+        intensities = check_intensities(space, parts.name)
+        space = replace(intensities, levels=2)
+        ordered = binarize_splits(ordered, intensities.levels, binarize, seed)
+        repaired.append(describe_binarize(binarize, intensities.levels, seed))
     return Dataset(
         name=parts.name,
-        space=parts.space or point_space_of(ordered["train"].read()[0]),
+        space=space or point_space_of(ordered["train"].read()[0]),
         **ordered,
         class_names=parts.class_names,
-        checksum=checksum_of(*ordered.values()),
+        checksum=checksum_of(*ordered.values(), remark="" if binarize == "none" else binarize),
         found=tuple(found),
-        repaired=tuple(parts.repaired),
+        repaired=tuple(repaired),
         source=source,
         log_density=parts.log_density,
     )

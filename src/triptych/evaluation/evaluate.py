@@ -17,6 +17,14 @@ from triptych.evaluation.features import ClassifierFeatures, Coordinates, Featur
 from triptych.evaluation.likelihood import describe_non_finite, evaluate_likelihood, summarise
 from triptych.evaluation.neighbours import Neighbours, show_neighbours
 from triptych.evaluation.results import Measurement, Metric, Row, Table
+from triptych.evaluation.sharpness import (
+    gradient_energy,
+    has_sharpness,
+    radial_power,
+    relative_sharpness,
+    spectral_distance,
+    spectrum,
+)
 from triptych.evaluation.two_sample import (
     Z_95,
     bootstrap_error,
@@ -39,7 +47,7 @@ SAMPLE_BATCH = 256
 K_NEIGHBOURS = 3
 """Neighbours that a ball of precision and recall reaches to (Kynkäänniemi et al. 2019 use 3)."""
 N_RESAMPLES = 100
-"""Of the bootstrap behind the interval of the Fréchet distance."""
+"""Of the bootstrap behind the intervals of the Fréchet distance and of sharpness."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ def evaluate(
     n = len(held_out) if n_samples is None else min(n_samples, len(held_out))
     held_out_items = held_out.read()[0]
     comparisons = [_Comparison(extractor, held_out_items, seed) for extractor in extractors]
+    sharpness = _SharpnessComparison(space, held_out_items, seed) if has_sharpness(space) else None
     samples: dict[str, np.ndarray] = {}
     reconstructions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     neighbours: dict[str, Neighbours] = {}
@@ -120,6 +129,9 @@ def evaluate(
         for comparison in comparisons:
             tell(f"{name}: distances in {comparison.extractor.key} features")
             found |= comparison.measure(items)
+        if sharpness is not None:
+            tell(f"{name}: sharpness")
+            found |= sharpness.measure(items)
         return found
 
     for name, model in models.items():
@@ -192,6 +204,36 @@ class _Comparison:
             )
             found[f"recall_{key}"] = Measurement(recall, *wilson_interval(recall, len(real)), len(real))
         return found
+
+
+class _SharpnessComparison:
+    """Sharpness beside that of one held-out set, whose features are computed once."""
+
+    def __init__(self, space: ImageSpace, held_out: np.ndarray, seed: int) -> None:
+        self.space, self.seed = space, seed
+        self.energies, self.powers = gradient_energy(held_out, space), radial_power(held_out, space)
+
+    def measure(self, items: np.ndarray) -> dict[str, Measurement]:
+        """Both columns; 'not defined' for sets of three items or fewer, as all distances are."""
+        n, space = len(items), self.space
+        if min(n, len(self.energies)) <= K_NEIGHBOURS:
+            return {metric.key: Measurement(None, n=n) for metric in _sharpness_metrics("")}
+
+        def distance(x: np.ndarray, y: np.ndarray) -> float:
+            return spectral_distance(spectrum(x, space), spectrum(y, space))
+
+        def ratio(x: np.ndarray, y: np.ndarray) -> float:
+            return relative_sharpness(x, y, space)
+
+        def measured(statistic: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray) -> Measurement:
+            value = statistic(x, y)
+            half = Z_95 * bootstrap_error(statistic, x, y, n_resamples=N_RESAMPLES, seed=self.seed)
+            return Measurement(value, max(0.0, value - half), value + half, n)
+
+        return {
+            "spectral_distance": measured(distance, radial_power(items, space), self.powers),
+            "sharpness": measured(ratio, gradient_energy(items, space), self.energies),
+        }
 
 
 def _frechet(x: np.ndarray, y: np.ndarray) -> float:
@@ -339,6 +381,8 @@ def _metrics(
         metrics.append(Metric(f"negative_elbo_nats_per_{item}", "-ELBO", f"nats/{item}", "lower", protocol))
     for extractor in extractors:
         metrics += _distance_metrics(extractor, split)
+    if has_sharpness(space):
+        metrics += _sharpness_metrics(split)
     protocol = (
         f"Median speed of drawing one batch of up to {SAMPLE_BATCH} (n in the cell), on the device the model was on, "
         "including the copy to main memory."
@@ -390,5 +434,31 @@ def _distance_metrics(extractor: FeatureExtractor, split: str) -> list[Metric]:
             f"Share of held-out items within the samples' {K_NEIGHBOURS}-nearest-neighbour balls (Kynkäänniemi et al. "
             f"2019): {sets} Interval: Wilson 95 % over held-out items, with the balls as they are. Compare equal "
             "n only; where noise scores well too, the features are blind to it.",
+        ),
+    ]
+
+
+def _sharpness_metrics(split: str) -> list[Metric]:
+    sets = f"n samples against the whole {split} split"
+    interval = f"Interval: ± 1.96 standard deviations over {N_RESAMPLES} bootstrap resamples of both sets."
+    return [
+        Metric(
+            "spectral_distance",
+            "Spectral distance",
+            "decades",
+            "lower",
+            "Root mean square difference of log10 power spectra over all spatial frequencies (radial means under a "
+            f"Hann window, after Durall et al. 2020): {sets}. 0 is the same sharpness at every scale; blur and noise "
+            f"both raise it, and so does wrong contrast. {interval} Biased upwards at small n: compare with the "
+            "reference row.",
+        ),
+        Metric(
+            "sharpness",
+            "Sharpness",
+            "held-out = 1",
+            "neither",
+            "Mean gradient energy (squared differences of neighbouring pixels, Subbarao et al. 1993) as a multiple of "
+            f"that of held-out images: {sets}. Best at 1: below, samples are blurred or pale; above, noisy or harsh. "
+            f"Blur and noise can balance; the spectral distance then shows both. {interval}",
         ),
     ]

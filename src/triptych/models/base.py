@@ -47,6 +47,8 @@ class Batch(NamedTuple):
     """Images, integers, (N, C, H, W), or points, float32, (N, dim)."""
     labels: Tensor | None = None
     """int64, (N,)."""
+    progress: float = 1.0
+    """Share of the phase's training that is done, 0 .. 1, for what changes over it."""
 
 
 class Loss(NamedTuple):
@@ -60,9 +62,10 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Phase:
-    """Some parameters and how to optimise them; the trainer cycles through a model's phases.
+    """Some parameters and how to optimise them; the trainer cycles through the phases of one stage after another.
 
-    A density has one. A GAN has a discriminator (k steps, a fresh batch each) and a generator (1 step).
+    A density has one. A GAN has a discriminator (k steps, a fresh batch each) and a generator (1 step). A VQ-VAE has
+    two stages of one phase each: its prior is learnt when the codes have settled.
     """
 
     name: str
@@ -78,8 +81,15 @@ class Phase:
     """Decoupled (AdamW)."""
     clip_norm: float = 1.0
     """Longest gradient, in Euclidean norm; 0 for no limit."""
+    skip_norm: float = 0.0
+    """A step whose gradient is longer than this, or not finite, is not taken; 0 to take every step."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """How the learning rate moves over the budget: down to 1 % of its start, or not at all."""
+    """How the learning rate moves over the stage: down to 1 % of its start, or not at all."""
+    stage: int = 0
+    """Stages follow each other, 0, 1, ...; each begins with the averaged (and by validation chosen) weights of the one
+    before, and trains nothing but the parameters of its own phases."""
+    stage_share: float = 1.0
+    """Size of the stage's part of the budget, relative to those of the other stages. Equal for its phases."""
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -278,6 +288,10 @@ class ApproximateDensity(LatentModel):
         """
 
     @abstractmethod
+    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
+        """A draw from p(x|z), in data units and dtype, (N, *space.shape)."""
+
+    @abstractmethod
     def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(x|z) for given latents, (N, n_latents); differentiable with respect to z.
 
@@ -297,6 +311,24 @@ class ApproximateDensity(LatentModel):
         """
         log_weights = self.log_weights(x, n_samples, labels=labels, generator=generator)
         return log_weights.logsumexp(0) - torch.tensor(float(n_samples)).log()
+
+
+class Completed(ABC):
+    """A model that gradient descent leaves incomplete: something is fitted to the training data at the end."""
+
+    @abstractmethod
+    def complete(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> None:
+        """Fits the rest, into buffers; called once, with the final weights.
+
+        Arguments:
+            x: Training items on the CPU, at most `max_items` of them.
+            labels: int64, (N,), or None.
+        """
+
+    @property
+    @abstractmethod
+    def max_items(self) -> int:
+        """The most training items to be handed over; the trainer draws a subset beyond."""
 
 
 class ImplicitDensity(GenerativeModel):

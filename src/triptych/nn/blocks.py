@@ -107,9 +107,10 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(h)
 
 
-def mlp(n_in: int, hidden: int, n_layers: int, n_out: int) -> nn.Sequential:
-    """A perceptron with `n_layers` hidden layers of SiLU units."""
+def mlp(n_in: int, hidden: int, n_layers: int, n_out: int, dropout: float = 0.0) -> nn.Sequential:
+    """A perceptron with `n_layers` hidden layers of SiLU units, each zeroed with probability `dropout` in training."""
     layers: list[nn.Module] = []
     for i in range(n_layers):
         layers += [nn.Linear(n_in if i == 0 else hidden, hidden), nn.SiLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden, n_out))
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return nn.Sequential(*layers, nn.Linear(hidden if n_layers else n_in, n_out))

@@ -78,6 +78,32 @@ class Head(ABC):
         """
 
     @abstractmethod
+    def mean(self, outputs: Tensor) -> Tensor:
+        """Mean level of each sub-pixel.
+
+        Arguments:
+            outputs: Of the network, (N, n_groups * F, H, W), any float dtype.
+        Returns:
+            Float32, (N, C, H, W).
+        """
+
+    def draw(self, outputs: Tensor, noise: Tensor) -> Tensor:
+        """The levels of all sub-pixels that belong to noise, where sites do not depend on each other.
+
+        Arguments:
+            outputs: Of the network, (N, n_groups * F, H, W).
+            noise: Uniform on [0, 1), (N, C, H, W).
+        Returns:
+            Integers 0 .. levels-1, int64, (N, C, H, W).
+        """
+        groups = outputs.unflatten(1, (self.n_groups, -1)).movedim(2, -1)  # (N, G, H, W, F)
+        levels: list[Tensor] = []
+        for channel in range(self.channels):
+            group, first = divmod(channel, self.channels // self.n_groups)
+            levels.append(self.decide(groups[:, group], levels[channel - first :], noise[:, channel]))
+        return torch.stack(levels, 1)
+
+    @abstractmethod
     def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
         """The level of a group's next channel that belongs to noise: the inverse of its distribution function.
 
@@ -107,6 +133,11 @@ class Softmax(Head):
     def level_logits(self, outputs: Tensor, earlier: Sequence[Tensor]) -> Tensor:
         return outputs.float()
 
+    def mean(self, outputs: Tensor) -> Tensor:
+        levels = torch.arange(self.levels, device=outputs.device, dtype=torch.float32)
+        probabilities = outputs.float().unflatten(1, (self.channels, self.levels)).softmax(2)
+        return torch.einsum("nckhw,k->nchw", probabilities, levels)
+
     def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
         return decide(outputs, noise)
 
@@ -128,6 +159,9 @@ class Bernoulli(Head):
 
     def level_logits(self, outputs: Tensor, earlier: Sequence[Tensor]) -> Tensor:
         return torch.cat([torch.zeros_like(outputs), outputs], -1).float()
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        return outputs.float().sigmoid()
 
     def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
         return (noise >= torch.sigmoid(-outputs.float()).squeeze(-1)).long()
@@ -186,6 +220,20 @@ class LogisticMixture(Head):
         logits, mean, log_scale = (part.unsqueeze(-2) for part in self._components(outputs, earlier))  # (..., 1, M)
         levels = torch.arange(self.levels, device=outputs.device).unsqueeze(-1)  # (levels, 1)
         return (logits + logistic_log_mass(levels, mean, log_scale, self.levels)).logsumexp(-1)
+
+    def mean(self, outputs: Tensor) -> Tensor:
+        """As of every head, but of the continuous mixture, its means kept to the range of the levels; each channel's
+        given the means of the channels before."""
+        parts = outputs.float().unflatten(1, (-1, self.n_mixtures)).unbind(1)  # each (N, M, H, W)
+        weights, coefficients = parts[0].softmax(1), parts[1 + 2 * self.channels :]
+        means: list[Tensor] = []  # of each component, (N, M, H, W)
+        for channel in range(self.channels):
+            mean = parts[1 + channel]
+            for before in range(channel):
+                mean = mean + coefficients[channel * (channel - 1) // 2 + before].tanh() * means[before]
+            means.append(mean.clamp(-1, 1))
+        mixed = torch.stack([(weights * mean).sum(1) for mean in means], 1)  # (N, C, H, W)
+        return (mixed + 1) * ((self.levels - 1) / 2)
 
     def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
         logits, mean, log_scale = self._components(outputs, earlier)

@@ -1,4 +1,4 @@
-"""One loop for every model: the phases in turn, each with its own optimiser, under one budget.
+"""One loop for every model: the phases in turn, each with its own optimiser, stage after stage, under one budget.
 
 The loop alone owns optimisers, freezing, the moving average, precision, devices, the log and the checkpoints.
 """
@@ -31,7 +31,14 @@ from triptych.config import Budget, TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.data.pictures import save_items
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped
-from triptych.models.base import ApproximateDensity, Estimated, GenerativeModel, Phase, TractableDensity
+from triptych.models.base import (
+    ApproximateDensity,
+    Completed,
+    Estimated,
+    GenerativeModel,
+    Phase,
+    TractableDensity,
+)
 from triptych.training.files import Records, read_checkpoint, write_checkpoint, write_weights
 from triptych.training.progress import TrainingProgress, duration
 from triptych.training.stream import BatchStream
@@ -40,7 +47,7 @@ FILM_AT = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the budget after which samples are drawn; training shows most of its change early."""
 FILM_ITEMS = 16
 EndReason = Literal["budget", "no improvement", "converged"]
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,12 @@ class Cost:
             f" {self.images_per_step} items), {self.memory_bytes / 2**30:.1f} GiB of memory,"
             f" {self.disk_bytes / 2**20:.0f} MiB on disk"
         )
+
+
+def stages_of(phases: tuple[Phase, ...]) -> list[float]:
+    """The share of the budget that each stage of some phases has."""
+    sizes = {phase.stage: phase.stage_share for phase in phases}
+    return [sizes[stage] / sum(sizes.values()) for stage in sorted(sizes)]
 
 
 def choose_device(name: str) -> torch.device:
@@ -145,6 +158,10 @@ class Trainer:
         self.model = model.to(self.fabric.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.phases = self.model.phases()
+        self.stages = stages_of(self.phases)
+        self.stage = 0
+        self.stage_began, self.stage_first_step = 0.0, 0
+        """Share of the budget, and step, at which the stage began."""
         self.stream = self._new_stream()
         self.noise = torch.Generator(self.fabric.device).manual_seed(config.seed)
         self.step, self.seconds_before = 0, 0.0
@@ -184,12 +201,22 @@ class Trainer:
         )
 
     def _cycle(
-        self, model: Any, phases: tuple[Phase, ...], optimizers: list[Any], stream: BatchStream, noise: torch.Generator
+        self,
+        model: Any,
+        phases: tuple[Phase, ...],
+        optimizers: list[Any],
+        stream: BatchStream,
+        noise: torch.Generator,
+        *,
+        stage: int,
+        progress: float,
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Every phase once: the algorithm itself. Returns the terms to log, and the sum of all losses."""
+        """Every phase of a stage once: the algorithm itself. Returns the terms to log, and the sum of all losses."""
         terms: dict[str, Tensor] = {}
         total = torch.zeros((), device=self.fabric.device)
         for phase, optimizer in zip(phases, optimizers, strict=True):
+            if phase.stage != stage:
+                continue
             if len(phases) > 1:
                 model.requires_grad_(False)
                 for parameter in phase.parameters:
@@ -197,23 +224,32 @@ class Trainer:
             for _ in range(phase.steps):
                 # Fabric applies its precision to `forward` alone, unless a strategy wraps the model.
                 with self.fabric.autocast():
-                    loss = model.loss(stream.next(), phase.name, generator=noise)
+                    loss = model.loss(stream.next()._replace(progress=progress), phase.name, generator=noise)
                 optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss.total)
                 clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
-                if clip_norm:
-                    norm = torch.nn.utils.clip_grad_norm_(phase.parameters, clip_norm)
-                    terms[f"gradient_norm/{phase.name}"] = norm
-                optimizer.step()
-                total += loss.total.detach()
+                skip = False
+                if clip_norm or phase.skip_norm:
+                    norm = torch.nn.utils.clip_grad_norm_(phase.parameters, clip_norm or math.inf)
+                    skip = phase.skip_norm > 0 and not float(norm) <= phase.skip_norm
+                    if phase.skip_norm:
+                        terms[f"skipped/{phase.name}"] = torch.tensor(float(skip))
+                    if not skip:
+                        terms[f"gradient_norm/{phase.name}"] = norm
+                if not skip:
+                    optimizer.step()
+                    total += loss.total.detach()
             terms |= {f"{phase.name}/{name}": value for name, value in loss.terms.items()}
         return terms, total
 
     def _set_learning_rates(self, optimizers: list[Any], progress: float) -> dict[str, float]:
+        """Arguments: the progress of the stage."""
         rates = {}
-        rise = min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
-        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        rise = min(1.0, (self.step - self.stage_first_step + 1) / max(1, self.config.warmup_steps))
+        fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
         for phase, optimizer in zip(self.phases, optimizers, strict=True):
+            if phase.stage != self.stage:
+                continue
             start = self.config.learning_rate or phase.learning_rate
             rates[f"learning_rate/{phase.name}"] = rate = start * rise * (fall if phase.schedule == "cosine" else 1.0)
             for group in optimizer.param_groups:
@@ -224,7 +260,8 @@ class Trainer:
         if self.config.ema_decay == 0:
             return  # `_averaged` copies the weights when they are wanted.
         # The decay rises with the steps, or the first weights would weigh on a short training to its end.
-        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        step = self.step - self.stage_first_step
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(self._ema_parameters, self._parameters, 1 - decay)
 
@@ -247,20 +284,23 @@ class Trainer:
             phases = copied.phases()
             optimizers = [self._optimizer(phase) for phase in phases]
             stream, noise = self._new_stream(), torch.Generator(self.fabric.device).manual_seed(0)
-            self._cycle(copied, phases, optimizers, stream, noise)  # The first one allocates and warms up.
-            self._synchronize()
-            start = time.perf_counter()
-            for _ in range(trial_steps):
-                self._cycle(copied, phases, optimizers, stream, noise)
-            self._synchronize()
-        seconds = (time.perf_counter() - start) / trial_steps
+            seconds = images_per_step = 0.0
+            for stage, share in enumerate(self.stages):
+                # The first one allocates and warms up.
+                self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.0)
+                self._synchronize()
+                start, position = time.perf_counter(), stream.position
+                for _ in range(trial_steps):
+                    self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.0)
+                self._synchronize()
+                seconds += share * (time.perf_counter() - start) / trial_steps
+                images_per_step += share * (stream.position - position) / trial_steps
         if self.fabric.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated()
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
         # Checkpoint: weights, their average, the best ones and Adam's two moments; and model.safetensors.
-        images_per_step = self.config.batch_size * sum(phase.steps for phase in phases)
-        return Cost(seconds, memory, 6 * 4 * n_parameters, n_parameters, images_per_step)
+        return Cost(seconds, memory, 6 * 4 * n_parameters, n_parameters, round(images_per_step))
 
     def _synchronize(self) -> None:
         if self.fabric.device.type == "cuda":
@@ -340,8 +380,20 @@ class Trainer:
 
     def _loop(self, wrapped: Any, optimizers: list[Any], records: Records, bar: TrainingProgress) -> EndReason:
         while (progress := self._progress()) < 1 or self.step == 0:
-            rates = self._set_learning_rates(optimizers, progress)
-            terms, total = self._cycle(wrapped, self.phases, optimizers, self.stream, self.noise)
+            stage_progress = self._stage_progress(progress)
+            if stage_progress >= 1 and self.stage + 1 < len(self.stages):
+                self._next_stage(progress)
+                stage_progress = 0.0
+            rates = self._set_learning_rates(optimizers, stage_progress)
+            terms, total = self._cycle(
+                wrapped,
+                self.phases,
+                optimizers,
+                self.stream,
+                self.noise,
+                stage=self.stage,
+                progress=stage_progress,
+            )
             self.step += 1
             self._update_ema()
             self.sums["total"] = self.sums.get("total", 0.0) + total
@@ -358,7 +410,9 @@ class Trainer:
             if film:
                 self._film(records, progress, self._averaged())
             if validate and not self._validate(records, progress):
-                return "no improvement"
+                if self.stage + 1 == len(self.stages):
+                    return "no improvement"
+                self._next_stage(progress)
             if self._checkpoint_due():
                 self._save(optimizers, records)
             if self.interrupted:
@@ -367,6 +421,19 @@ class Trainer:
                     f"Interrupted after step {self.step}, which is saved. Go on with --resume {self.folder}"
                 )
         return "budget"
+
+    def _stage_progress(self, progress: float) -> float:
+        """Share of the running stage's part of the budget that is used, at most 1."""
+        end = sum(self.stages[: self.stage + 1])
+        return min(1.0, (progress - self.stage_began) / max(1e-9, end - self.stage_began))
+
+    def _next_stage(self, progress: float) -> None:
+        """Begins the next stage with the weights that this one would have left; it also gets what budget is left."""
+        state = self.best["state"] if self.best else self._averaged().state_dict()
+        self.model.load_state_dict(state)
+        self.ema.load_state_dict(state)
+        self.best, self.waited = None, 0
+        self.stage, self.stage_began, self.stage_first_step = self.stage + 1, progress, self.step
 
     def _means(self) -> dict[str, float]:
         """Means of the terms since the last record.
@@ -513,6 +580,7 @@ class Trainer:
                 "format": CHECKPOINT_FORMAT,
                 "ended": ended,
                 "step": self.step,
+                "stage": (self.stage, self.stage_began, self.stage_first_step),
                 "position": self.stream.position,
                 "seconds": self._seconds(),
                 "model": self.model.state_dict(),
@@ -541,6 +609,7 @@ class Trainer:
             if saved["format"] != CHECKPOINT_FORMAT:
                 raise InputError(f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}.")
             self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
+            self.stage, self.stage_began, self.stage_first_step = saved["stage"]
             self.model.load_state_dict(saved["model"])
             self.ema.load_state_dict(saved["ema"])
             for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
@@ -564,6 +633,10 @@ class Trainer:
         self._averaged()
         if self.best is not None:
             self.ema.load_state_dict(self.best["state"])
+        if isinstance(self.ema, Completed):
+            items, labels = self._training_items(self.ema.max_items)
+            self.ema.complete(items, labels, generator=torch.Generator().manual_seed(self.config.seed))
+            write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         return Summary(
             reason,
             self.step,
@@ -573,14 +646,18 @@ class Trainer:
             self.best["nll"] if self.best else None,
         )
 
+    def _training_items(self, most: int) -> tuple[Tensor, Tensor | None]:
+        """Training items and labels, a fixed random subset if there are more than `most`."""
+        split = self.dataset.train
+        order = np.random.Generator(np.random.PCG64(self.config.seed)).permutation(len(split))
+        items, labels = split.read(np.sort(order[:most]))
+        return torch.from_numpy(items), None if labels is None else torch.from_numpy(labels)
+
     # ---- models that an algorithm of their own estimates
 
     def _estimate(self, model: Any) -> Summary:
         """Runs the model's own algorithm on the training data until it converges or the budget is spent."""
-        split = self.dataset.train
-        order = np.random.Generator(np.random.PCG64(self.config.seed)).permutation(len(split))
-        items, labels = split.read(np.sort(order[: model.max_items]))
-        x, y = torch.from_numpy(items), None if labels is None else torch.from_numpy(labels)
+        x, y = self._training_items(model.max_items)
         records = self._records()
         self.start_time = time.perf_counter()
         reason: EndReason = "converged"
