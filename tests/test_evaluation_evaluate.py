@@ -22,6 +22,7 @@ from triptych.models.base import (
     Phase,
     TractableDensity,
 )
+from triptych.models.registry import create_model
 from triptych.spaces import ImageSpace, PointSpace
 
 N_TEST = 301  # no multiple of a batch
@@ -100,6 +101,8 @@ class Broken(Uniform):
 
 class Bounded(Untrained, ApproximateDensity):
     """A bound that tightens with every draw, and a perfect reconstruction."""
+
+    has_normal_prior = False
 
     def elbo(
         self, x: Tensor, n_samples: int = 1, *, labels: Tensor | None = None, generator: Generator | None = None
@@ -347,3 +350,12 @@ def test_wrong_arguments(digits: Dataset) -> None:
         evaluate({"noise": model}, digits)
     with pytest.raises(InputError, match="holds"):
         evaluate({"uniform": Uniform(ImageSpace(1, 8, 8, 16))}, digits)
+
+
+def test_the_gap_and_the_latents_of_a_bound_are_told(digits: Dataset) -> None:
+    torch.manual_seed(0)
+    model = create_model("vae", digits.space, n_latents=3, hidden=4)
+    found = evaluate({"vae": model}, digits, n_importance=4, n_samples=20, extractors=[])
+    assert any("nats looser than the importance-weighted bound" in note for note in found.notes)
+    assert any(note.startswith("vae: latents: ") for note in found.notes)
+    assert any("collapsed" in note for note in found.notes), "an untrained encoder says nothing of x"

@@ -26,7 +26,11 @@ from triptych.errors import InputError, TrainingStopped
 from triptych.spaces import ImageSpace
 
 if TYPE_CHECKING:
-    from triptych.data.dataset import Dataset
+    from triptych.data.dataset import Dataset, Split
+    from triptych.models.base import GenerativeModel, Likelihood
+
+N_BRACKET = 16
+"""Simulated items that say how far off annealing is."""
 
 Settings = Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE")]
 Source = Annotated[Positional[str], arg(metavar="SOURCE")]
@@ -246,10 +250,8 @@ class Reconstruct:
         latent_use.check_out(self.out, model.space)
         items = None if self.items is None else parse_items(self.items)
         chosen = latent_use.read_items(
-            self.run_folder, model.space, self.source, items=items, split=self.split, data=self.data
+            self.run_folder, model.space, self.source, items=items, most=10, split=self.split, data=self.data
         )
-        if items is None:
-            chosen = chosen.take(range(min(10, len(chosen.split))))
         split = latent_use.with_label(model, chosen.split, self.label)
         done = latent_use.reconstruct(model, split, seed=self.seed, out=self.out)
         _tell_notes(chosen.notes)
@@ -294,7 +296,12 @@ class Interpolate:
                 raise InputError("Give A and B to go from item to item, or only --n to draw both ends from the prior.")
             latent_use.check_encoder(model)
             first, last, notes = latent_use.read_ends(
-                self.run_folder, model.space, self.a, self.b, source=self.source, data=self.data
+                self.run_folder,
+                model.space,
+                parse_ends(self.a),
+                parse_ends(self.b),
+                source=self.source,
+                data=self.data,
             )
             n = len(first)
         elif self.source is not None or self.data != DataConfig():
@@ -344,21 +351,26 @@ class Traverse:
             latent_use.check_dims(model, dims)
         item = None
         notes: tuple[str, ...] = ()
+        why = ""
         if self.item is not None or dims is None:
             data = latent_use.read_items(self.run_folder, model.space, self.source, data=self.data)
             item = None if self.item is None else data.take([self.item]).split
             notes = data.notes
             if dims is None:
-                labelled = latent_use.with_label(model, data.split, None)
+                labelled = data.split
+                if labelled.labels is None:
+                    label = None if self.label == "all" else self.label
+                    labelled = latent_use.with_label(model, labelled, label)
                 n = min(model.n_latents, 1 if self.label == "all" else 2)
                 dims, why = latent_use.choose_latents(model, labelled, n, seed=self.seed)
-                notes += (why,)
         elif self.source is not None or self.data != DataConfig():
             raise InputError("With --dims and without --item no data is read: leave --source and how to read it out.")
         done = latent_use.traverse(
             model, dims, item, label=self.label, steps=self.steps, extent=self.extent, out=self.out
         )
         _tell_notes(notes)
+        if why:
+            print(why)
         for dim, way in zip(dims, ("left to right", "top to bottom"), strict=False):
             print(f"latent {dim}: {-self.extent:g} .. {self.extent:g} from {way}")
         rows, columns = done.items.shape[:2]
@@ -377,6 +389,11 @@ class Score:
     """Which part of the source."""
     importance_samples: int = 0
     """For a model with a bound: samples of the tighter importance-weighted bound; 0 for the ELBO."""
+    annealed: int = 0
+    """For a model with a bound: temperatures of annealed importance sampling, which can be tighter still and takes far
+    longer; with --limit for fewer items. 0 for none."""
+    chains: int = 8
+    """Chains of each item in annealing."""
     out: Path | None = None
     """CSV file for the value of each item."""
     data: OmitArgPrefixes[DataConfig] = DataConfig()
@@ -396,12 +413,32 @@ class Score:
             note = "not the data set (or split) of the training: these items may have been trained on"
             print(f"triptych: {self.source} is {note}", file=sys.stderr)
         split = api.choose_split(data, self.split)
-        likelihood = api.score(model, split, n_importance=self.importance_samples)
+        if self.annealed:
+            likelihood = self._anneal(model, split)
+        else:
+            likelihood = api.score(model, split, n_importance=self.importance_samples)
         for key, value in summarise(likelihood, model.space).items():
             print(f"{key}  {value.text('lower')} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
         if self.out is not None:
             api.write_scores(likelihood, self.out)
             print(f"{len(likelihood.nats):,} values -> {self.out}")
+
+    def _anneal(self, model: GenerativeModel, split: Split) -> Likelihood:
+        """Scores by annealing, and tells how far off it can be by what it misses on data of the model's own."""
+        import torch
+
+        from triptych.evaluation.annealed import AnnealedSettings, bracket, evaluate_annealed
+        from triptych.models.base import ApproximateDensity
+
+        if not isinstance(model, ApproximateDensity):
+            raise InputError(f"--annealed is for models with a bound; {type(model).__name__} has none.")
+        settings = AnnealedSettings(n_temperatures=self.annealed, n_chains=self.chains, n_leapfrog=5)
+        likelihood = evaluate_annealed(model, split, settings=settings)
+        generator = torch.Generator(model.device).manual_seed(1)
+        n = min(len(split), N_BRACKET)
+        gap = bracket(model, n, settings=settings, generator=generator).gap
+        print(f"On {n} items drawn from the model annealing misses {gap:.2f} nats at most (mean).")
+        return likelihood
 
 
 @dataclass(frozen=True)
@@ -488,6 +525,27 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Exhibit:
+    """Carry out a thought experiment of the lecture and draw it: triptych exhibit holes digits"""
+
+    name: Positional[Literal["holes"]]
+    """holes: a VAE of two latents trained on reconstruction alone, beside one with the KL."""
+    source: Source = "digits"
+    """Images to learn."""
+    out: Path = Path("holes.png")
+    """PNG file for the figure; the runs go into a folder of its name."""
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych.exhibits import holes
+
+        for codes in holes(_load(self.source, self.data), out=self.out, **self.train.to_dict()):
+            print(codes.describe())
+        print(f"figure -> {self.out}")
+
+
+@dataclass(frozen=True)
 class Models:
     """List the models, or the options of one: triptych models vae"""
 
@@ -542,6 +600,7 @@ VERBS: dict[str, type] = {
     "score": Score,
     "evaluate": Evaluate,
     "compare": Compare,
+    "exhibit": Exhibit,
     "models": Models,
     "data": Data,
 }
@@ -576,6 +635,12 @@ def parse_items(text: str, flag: str = "--items") -> list[int]:
     if not re.fullmatch(r"\d{1,15}(,\d{1,15})*", text):
         raise InputError(f"{flag} is {text!r}; give numbers from 0 with commas between, as 0,1,2.")
     return [int(number) for number in text.split(",")]
+
+
+def parse_ends(text: str) -> list[int | str]:
+    """Reads numbers of items and names of files, with commas between; a file whose name has commas is one."""
+    words = [text] if Path(text).is_file() else text.split(",")
+    return [int(word) if re.fullmatch(r"[0-9]{1,15}", word) else word for word in words]
 
 
 def _tell_notes(notes: Sequence[str]) -> None:

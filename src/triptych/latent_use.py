@@ -17,7 +17,7 @@ from triptych.api import choose_split, data_of, load, write_arrays
 from triptych.completion import SplitName, read_originals
 from triptych.config import DataConfig
 from triptych.data.arrays import read_npy, read_npz
-from triptych.data.dataset import Split
+from triptych.data.dataset import Split, merged
 from triptych.data.decode import EXTENSIONS
 from triptych.data.load import load_data
 from triptych.data.parts import subset
@@ -76,6 +76,7 @@ def read_items(
     source: str | None = None,
     *,
     items: Sequence[int] | None = None,
+    most: int | None = None,
     split: SplitName | None = None,
     data: DataConfig = DataConfig(),
 ) -> Chosen:
@@ -86,7 +87,8 @@ def read_items(
         space: Of the model.
         source: An image file; an .npy or .npz file without splits, taken in its order; any other source of `load_data`;
             or None for the data of the run.
-        items: Which of the split or file, counted from 0; None for all.
+        items: Which of the split or file, counted from 0; None for the first ones.
+        most: How many those are; None for all.
         split: Of a data set; None for test.
         data: How to read, as in `read_originals`.
     Raises:
@@ -102,15 +104,15 @@ def read_items(
     trained = config.get("class_names", [])
     if path is not None and suffix in (".npy", ".npz"):
         parts = read_npy(path, data.levels) if suffix == ".npy" else read_npz(path, data.levels)
+        if "all" in parts.splits and (parts.space is None) != isinstance(space, PointSpace):
+            raise InputError(f"{source} holds {parts.space or 'points'}; {run} models {space}.")
         if "all" in parts.splits and isinstance(space, ImageSpace):
-            places = range(len(parts.splits["all"])) if items is None else items
+            places = range(len(parts.splits["all"]))[:most] if items is None else items
             return _of_originals(run, space, str(source), places, places, split, data)
         if "all" in parts.splits:
-            if parts.space is not None:
-                raise InputError(f"{source} holds {parts.space}; {run} models {space}.")
             if split is not None or data != DataConfig():
                 raise InputError(f"{source} holds points without splits, taken as they are; leave all else out.")
-            return _of_split(parts.splits["all"], path.name, str(source), parts.class_names, trained, items)
+            return _of_split(parts.splits["all"], path.name, str(source), parts.class_names, trained, items, most)
     note: tuple[str, ...] = ()
     if source is None:
         if data != DataConfig():
@@ -125,7 +127,7 @@ def read_items(
         raise InputError(f"{source or 'The data of the run'} holds {dataset.space}; {run} models {space}.")
     name = split or "test"
     what = dataset.name if name == "all" else f"the {name} split of {dataset.name}"
-    return _of_split(choose_split(dataset, name), name, what, dataset.class_names, trained, items, note)
+    return _of_split(choose_split(dataset, name), name, what, dataset.class_names, trained, items, most, note)
 
 
 def _of_originals(
@@ -148,15 +150,58 @@ def _of_split(
     class_names: Sequence[str] | None,
     trained: Sequence[str],
     items: Sequence[int] | None,
+    most: int | None,
     notes: tuple[str, ...] = (),
 ) -> Chosen:
-    """All items or some, with labels as numbers of the model's classes, or none if it does not know them all."""
+    """Items of a split, with labels as numbers of the model's classes, or none if it does not know them all."""
     labels = None
     if whole.labels is not None and class_names and set(class_names) <= set(trained):
         labels = np.array([trained.index(class_name) for class_name in class_names])[whole.labels]
     n = len(whole)
     chosen = Chosen(Split(whole.items, labels), np.arange(n), tuple(f"{name} {i}" for i in range(n)), what, notes)
-    return chosen if items is None else chosen.take(items)
+    return chosen.take(range(n)[:most] if items is None else items)
+
+
+def read_ends(
+    run: str | Path,
+    space: Space,
+    a: Sequence[int | str],
+    b: Sequence[int | str],
+    *,
+    source: str | None = None,
+    data: DataConfig = DataConfig(),
+) -> tuple[Split, Split, tuple[str, ...]]:
+    """Reads items to interpolate between: the beginnings, the ends, and what a person should know.
+
+    Arguments:
+        run, space: As in `read_items`.
+        a: Numbers of test items, counted from 0, or names of image files.
+        b: Likewise.
+        source: The data that the numbers count in; None for the data of the run.
+        data: How to read that source, or, without one, image files.
+    Raises:
+        InputError: As `read_items` says, or if a name is no image file.
+    """
+    numbers = [word for word in (*a, *b) if isinstance(word, int)]
+    files = [word for word in (*a, *b) if isinstance(word, str)]
+    for file in files:
+        if Path(file).suffix.lower() not in EXTENSIONS or not Path(file).expanduser().is_file():
+            raise InputError(f"{file!r} is no number of an item and no image file; give one of these.")
+    if source is not None and not numbers:
+        raise InputError("No item is given by its number, so that no source is read; leave it out.")
+    found = []
+    if numbers:
+        of_numbers = DataConfig() if files and source is None else data
+        found.append(read_items(run, space, source, items=numbers, data=of_numbers))
+    of_files = data if source is None else DataConfig()
+    found += [read_items(run, space, file, data=of_files) for file in files]
+    pool = {word: place for place, word in enumerate([*numbers, *files])}
+    items, labels = merged(*(chosen.split for chosen in found)).read()
+    sides = []
+    for side in (a, b):
+        places = [pool[word] for word in side]
+        sides.append(Split(items[places], None if labels is None else labels[places]))
+    return sides[0], sides[1], tuple(note for chosen in found for note in chosen.notes)
 
 
 def latent_models() -> list[str]:
@@ -167,7 +212,11 @@ def latent_models() -> list[str]:
 def check_encoder(model: GenerativeModel) -> LatentModel:
     """The model, if it has an encoder; InputError with the names of those that have if not."""
     if not isinstance(model, LatentModel):
-        raise InputError(f"{type(model).__name__} has no encoder; these models have: {', '.join(latent_models())}.")
+        name = type(model).__name__
+        remedy = (
+            f" {name} interpolates between draws from its prior only." if isinstance(model, ImplicitDensity) else ""
+        )
+        raise InputError(f"{name} has no encoder; these models have: {', '.join(latent_models())}.{remedy}")
     return model
 
 
@@ -388,15 +437,15 @@ def interpolate(
         raise InputError(f"steps is {steps}; a path has 2 at least, its ends.")
     if out is not None:
         check_out(out, space)
-    of_pairs = read_labels(labels)
+    given = read_labels(labels)
     originals = None
     if a is None and b is None:
-        coder, ends, of_pairs = _ends_from_prior(model, n, of_pairs, seed)
+        coder, ends, of_pairs = _ends_from_prior(model, n, given, seed)
     elif a is None or b is None:
         raise InputError("A path needs two ends: give a and b, or neither to draw both from the prior.")
     else:
         coder = check_encoder(model)
-        ends, of_pairs, originals = _ends_from_items(coder, a, b, of_pairs)
+        ends, of_pairs, originals = _ends_from_items(coder, a, b, given)
     is_spherical = not isinstance(coder, LatentModel) or coder.has_normal_prior
     share = torch.linspace(0, 1, steps, dtype=torch.float64)
     z = (slerp if is_spherical else lerp)(ends[0].double(), ends[1].double(), share).float().numpy()
@@ -456,8 +505,8 @@ def _ends_from_items(
         if (first != last).any():
             place = int(np.flatnonzero(first != last)[0])
             raise InputError(
-                f"The ends of path {place} are of classes {first[place]} and {last[place]}; give two items of one class,"
-                " or the label to decode the path in."
+                f"The ends of path {place} are of classes {first[place]} and {last[place]}; give two items of one"
+                " class, or the label to decode the path in."
             )
         of_pairs = first
     ends = torch.from_numpy(np.stack([_codes(model, split) for split in splits]))
@@ -502,7 +551,7 @@ class Traversal:
     """What a model decodes as one or two latents run over a range."""
 
     items: np.ndarray
-    """In data units, (rows, steps, *space.shape): the first latent runs along the rows; the second, or the class, down."""
+    """In data units, (rows, steps, *space.shape): the first latent runs along a row, the second or the class down."""
     z: np.ndarray
     """The latents, float32, (rows, steps, n_latents)."""
     labels: np.ndarray | None
@@ -529,7 +578,7 @@ def traverse(
         extent: Largest value of the latents, in their own units: standard deviations of a normal prior.
         out: .png file for a picture, or .npz file.
     Raises:
-        InputError: If the model has no decoder from latents, an argument does not fit it, or the file cannot be written.
+        InputError: If the model has no encoder, an argument does not fit it, or the file cannot be written.
     """
     model = check_encoder(_loaded(model))
     space = model.space
@@ -611,6 +660,7 @@ def choose_latents(
     Raises:
         InputError: If there are too few items, or they do not fit the model.
     """
+    check_seed(seed)
     values, what = None, "mean KL in nats"
     if isinstance(model, ApproximateDensity):
         kl = latent_report(model, split, max_items=max_items, seed=seed).kl

@@ -14,6 +14,7 @@ from torch import Generator
 from triptych.data.dataset import Dataset, Split, level_dtype
 from triptych.errors import InputError
 from triptych.evaluation.features import ClassifierFeatures, Coordinates, FeatureExtractor, RandomConvFeatures
+from triptych.evaluation.latents import describe, latent_report
 from triptych.evaluation.likelihood import describe_non_finite, evaluate_likelihood, summarise
 from triptych.evaluation.neighbours import Neighbours, show_neighbours
 from triptych.evaluation.results import Measurement, Metric, Row, Table
@@ -35,7 +36,7 @@ from triptych.evaluation.two_sample import (
     precision_recall,
     wilson_interval,
 )
-from triptych.models.base import ApproximateDensity, GenerativeModel, Likelihood, TractableDensity
+from triptych.models.base import ApproximateDensity, GenerativeModel, LatentModel, Likelihood, TractableDensity
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 Progress = Callable[[str], None]
@@ -140,8 +141,10 @@ def evaluate(
         try:
             measurements = _likelihoods(name, model, held_out, n_importance, seed, notes, tell)
             samples[name], speed = _draw(name, model, held_out.labels, n, seed, tell)
-            if isinstance(model, ApproximateDensity):
+            if isinstance(model, LatentModel):
                 reconstructions[name] = _reconstruct(model, held_out)
+            if isinstance(model, ApproximateDensity):
+                notes += [f"{name}: {line}" for line in _latents(model, held_out, measurements, seed)]
         finally:
             model.train(was_training)
         measurements |= distances(name, samples[name])
@@ -279,6 +282,21 @@ def _likelihoods(
     return found
 
 
+def _latents(
+    model: ApproximateDensity, held_out: Split, measurements: Mapping[str, Measurement], seed: int
+) -> list[str]:
+    """What is to be known of a bound: how much the importance weights tighten it, and what the latents carry."""
+    nll, *_ = _likelihood_keys(model.space)
+    bound, elbo = (measurements.get(key) for key in (nll, nll.replace("nll", "negative_elbo")))
+    lines = []
+    if bound is not None and elbo is not None and bound.value is not None and elbo.value is not None:
+        gap = elbo.value - bound.value
+        lines.append(f"the ELBO is {gap:.2f} nats looser than the importance-weighted bound.")
+    if model.has_normal_prior and len(held_out) > 1:
+        lines += describe(latent_report(model, held_out, seed=seed))
+    return lines
+
+
 def _likelihood_keys(space: Space) -> tuple[str, ...]:
     return ("nll_nats_per_image", "bits_per_dim") if isinstance(space, ImageSpace) else ("nll_nats_per_point",)
 
@@ -316,7 +334,7 @@ def _draw(
 
 
 @torch.no_grad()
-def _reconstruct(model: ApproximateDensity, held_out: Split) -> tuple[np.ndarray, np.ndarray]:
+def _reconstruct(model: LatentModel, held_out: Split) -> tuple[np.ndarray, np.ndarray]:
     """Items spread evenly over the split (which may be sorted by class), and the decoded means of their posteriors."""
     index = np.linspace(0, len(held_out) - 1, min(N_SHOWN, len(held_out))).round().astype(np.int64)
     items, targets = held_out.read(index)

@@ -22,7 +22,8 @@ from triptych.models.latents import MAX_DRAWN
 from triptych.models.observation import LikelihoodName, observation_of
 from triptych.models.registry import create_model, model_class
 from triptych.nn.blocks import ResidualBlock, Scale, pyramid_widths
-from triptych.nn.options import check_counts, check_not_negative
+from triptych.nn.encoders import hidden_of
+from triptych.nn.options import check_counts, check_dropout, check_not_negative
 from triptych.spaces import ImageSpace
 
 MAX_SIDE = 8  # Of the grid of codes, where n_halvings is None and three halvings reach it.
@@ -43,12 +44,14 @@ class VQVAE(ApproximateDensity):
     Arguments:
         space: Images.
         n_classes: Classes that encoder, decoder and prior are conditioned on; 0 for none.
-        n_codes: Entries of the codebook, at least 2.
+        n_codes: Entries of the codebook, at least 2; None for 8 for images of fewer than 256 sub-pixels, else 128.
         code_dim: Features of an entry.
         n_halvings: How often the encoder halves the image to the grid of codes; None for until no side is above 8,
             but once at least and three times at most.
-        hidden: Channels at full size (doubled at smaller ones, four-fold at most).
+        hidden: Channels at full size (doubled at smaller ones, four-fold at most); None for 32 of images of fewer than
+            256 sub-pixels, else 16.
         n_blocks: Residual blocks at each image size, in encoder and decoder.
+        dropout: Share of channels dropped in the decoder's residual blocks while training.
         commitment: Weight of the squared distance of a vector from its entry, per feature, against nats per sub-pixel.
         codebook_decay: Decay of the moving averages that the codebook consists of, a training step.
         restart_share: A code that is used less than this share of the average is moved to a vector of the batch; 0 for
@@ -78,11 +81,12 @@ class VQVAE(ApproximateDensity):
         space: ImageSpace,
         n_classes: int = 0,
         *,
-        n_codes: int = 64,
+        n_codes: int | None = None,
         code_dim: int = 16,
         n_halvings: int | None = None,
-        hidden: int = 32,
+        hidden: int | None = None,
         n_blocks: int = 1,
+        dropout: float = 0.0,
         commitment: float = 0.25,
         codebook_decay: float = 0.99,
         restart_share: float = 0.1,
@@ -93,16 +97,20 @@ class VQVAE(ApproximateDensity):
         super().__init__(space, n_classes)
         if n_halvings is None:
             n_halvings = min(3, max(1, math.ceil(math.log2(max(space.height, space.width) / MAX_SIDE))))
+        if n_codes is None:
+            n_codes = 8 if space.n_dims < 256 else 128
+        hidden = hidden_of(hidden, "residual", space)
         if not 2 <= n_codes <= MAX_CODES:
             raise InputError(f"n_codes is {n_codes}; it must be between 2 and {MAX_CODES}.")
         check_counts(code_dim=code_dim, hidden=hidden, n_blocks=n_blocks, n_mixtures=n_mixtures)
+        check_dropout(dropout)
         check_not_negative(n_halvings=n_halvings, commitment=commitment)
         for option, value in {"codebook_decay": codebook_decay, "restart_share": restart_share}.items():
             if not 0 <= value < 1:
                 raise InputError(f"{option} is {value}; it must be at least 0 and less than 1.")
         self.n_codes, self.code_dim, self.n_halvings = n_codes, code_dim, n_halvings
-        self.hidden, self.n_blocks, self.commitment = hidden, n_blocks, commitment
-        self.codebook_decay, self.restart_share = codebook_decay, restart_share
+        self.hidden, self.n_blocks, self.dropout = hidden, n_blocks, dropout
+        self.commitment, self.codebook_decay, self.restart_share = commitment, codebook_decay, restart_share
         self.prior, self.likelihood, self.n_mixtures = prior, likelihood, n_mixtures
 
         self.observation = observation_of(space, likelihood, n_mixtures)
@@ -111,8 +119,9 @@ class VQVAE(ApproximateDensity):
         for _ in range(n_halvings):
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
         n_inputs, n_outputs = self.scale.n_channels + n_classes, self.observation.n_outputs
-        self.encoder = _encoder(n_inputs, pyramid_widths(hidden, len(sizes)), n_blocks, code_dim)
-        self.decoder = _decoder(code_dim + n_classes, pyramid_widths(hidden, len(sizes)), n_blocks, n_outputs, sizes)
+        widths = pyramid_widths(hidden, len(sizes))
+        self.encoder = _encoder(n_inputs, widths, n_blocks, code_dim)
+        self.decoder = _decoder(code_dim + n_classes, widths, n_blocks, dropout, n_outputs, sizes)
         self.code_space = _code_space(*sizes[-1], n_codes)
         self.n_latents = code_dim * self.code_space.n_dims
         self.code_density = _prior_of(prior, self.code_space, n_classes)
@@ -330,7 +339,7 @@ def _encoder(n_inputs: int, widths: list[int], n_blocks: int, n_outputs: int) ->
 
 
 def _decoder(
-    n_inputs: int, widths: list[int], n_blocks: int, n_outputs: int, sizes: list[tuple[int, int]]
+    n_inputs: int, widths: list[int], n_blocks: int, dropout: float, n_outputs: int, sizes: list[tuple[int, int]]
 ) -> nn.Sequential:
     """(N, n_inputs, h, w) -> (N, n_outputs, H, W): the encoder run backwards. Widths and sizes from the largest on."""
     layers: list[nn.Module] = []
@@ -338,5 +347,5 @@ def _decoder(
         is_first = i + 1 == len(widths)
         layers += [] if is_first else [nn.Upsample(sizes[i])]
         layers += [nn.Conv2d(n_inputs if is_first else widths[i + 1], width, 3, padding=1)]
-        layers += [ResidualBlock(width) for _ in range(n_blocks)]
+        layers += [ResidualBlock(width, dropout) for _ in range(n_blocks)]
     return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], n_outputs, 1))
