@@ -18,7 +18,8 @@ def test_reconstruction_alone_leaves_holes_between_the_codes(tmp_path: Path) -> 
     without, with_kl = holes(data, out=tmp_path / "holes.png", budget="120steps", verbose=False)
     assert np.median(without.sigma) < 0.6 * np.median(with_kl.sigma)
     assert without.distance > 1.5 * with_kl.distance
-    assert Image.open(tmp_path / "holes.png").size[0] > 1000
+    with Image.open(tmp_path / "holes.png") as picture:
+        assert picture.size[0] > 1000
     assert {path.name for path in (tmp_path / "holes").iterdir()} == {"with-kl", "without-kl"}
 
 

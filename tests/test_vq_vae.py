@@ -22,7 +22,7 @@ TINY = ImageSpace(1, 2, 3, 2)
 def shaken(space: ImageSpace, seed: int = 0, *, begun: bool = True, **options: Any) -> VQVAE:
     """A model whose weights are away from their initialisation, with its prior in use or not."""
     torch.manual_seed(seed)
-    model = VQVAE(space, **{"hidden": 4, "code_dim": 2, "n_codes": 3} | options)
+    model = VQVAE(space, **{"hidden": 4, "code_dim": 2, "n_codes": 3, "dropout": 0.0} | options)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -234,6 +234,18 @@ def test_the_codebook_learns_nowhere_else() -> None:
     assert changed == {"prior_has_begun"}
     model.loss(Batch(x), "autoencoder")
     assert not torch.equal(before["codebook"], model.codebook)
+
+
+def test_the_prior_learns_codes_that_dropout_does_not_touch() -> None:
+    model = shaken(ImageSpace(1, 8, 8, 4), dropout=0.5, n_codes=16)
+    x = images(16, model.space)
+    wanted = float(-model.code_density.log_prob(model.codes(x)).mean().detach())
+    model.train()
+    assert not torch.equal(model.codes(x), model.eval().codes(x)), "dropout moves the codes while the encoder learns"
+    model.train().code_density.eval()
+    loss = model.loss(Batch(x), "prior")
+    assert float(loss.terms["codes_nats_per_image"]) == pytest.approx(wanted, rel=1e-6)
+    assert model.encoder.training
 
 
 def test_restarts_revive_codes_that_nobody_uses() -> None:

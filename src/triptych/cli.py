@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import re
 import shlex
 import sys
@@ -401,6 +402,7 @@ class Score:
     def run(self) -> None:
         from triptych import api
         from triptych.evaluation.likelihood import summarise
+        from triptych.models.base import ApproximateDensity
         from triptych.training.run import read_config
 
         model = api.load(self.run_folder)
@@ -419,6 +421,9 @@ class Score:
             likelihood = api.score(model, split, n_importance=self.importance_samples)
         for key, value in summarise(likelihood, model.space).items():
             print(f"{key}  {value.text('lower')} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
+        if isinstance(model, ApproximateDensity) and isinstance(model.space, ImageSpace):
+            bits = -float(likelihood.nats.double().mean()) / math.log(2)
+            print(f"as a code (bits back): {bits:,.1f} bits per image on average")
         if self.out is not None:
             api.write_scores(likelihood, self.out)
             print(f"{len(likelihood.nats):,} values -> {self.out}")

@@ -51,7 +51,7 @@ class VQVAE(ApproximateDensity):
         hidden: Channels at full size (doubled at smaller ones, four-fold at most); None for 32 of images of fewer than
             256 sub-pixels, else 16.
         n_blocks: Residual blocks at each image size, in encoder and decoder.
-        dropout: Share of channels dropped in the decoder's residual blocks while training.
+        dropout: Share of channels dropped in the residual blocks while encoder and decoder are trained.
         commitment: Weight of the squared distance of a vector from its entry, per feature, against nats per sub-pixel.
         codebook_decay: Decay of the moving averages that the codebook consists of, a training step.
         restart_share: A code that is used less than this share of the average is moved to a vector of the batch; 0 for
@@ -86,7 +86,7 @@ class VQVAE(ApproximateDensity):
         n_halvings: int | None = None,
         hidden: int | None = None,
         n_blocks: int = 1,
-        dropout: float = 0.0,
+        dropout: float = 0.1,
         commitment: float = 0.25,
         codebook_decay: float = 0.99,
         restart_share: float = 0.1,
@@ -120,7 +120,7 @@ class VQVAE(ApproximateDensity):
             sizes.append(((sizes[-1][0] + 1) // 2, (sizes[-1][1] + 1) // 2))
         n_inputs, n_outputs = self.scale.n_channels + n_classes, self.observation.n_outputs
         widths = pyramid_widths(hidden, len(sizes))
-        self.encoder = _encoder(n_inputs, widths, n_blocks, code_dim)
+        self.encoder = _encoder(n_inputs, widths, n_blocks, dropout, code_dim)
         self.decoder = _decoder(code_dim + n_classes, widths, n_blocks, dropout, n_outputs, sizes)
         self.code_space = _code_space(*sizes[-1], n_codes)
         self.n_latents = code_dim * self.code_space.n_dims
@@ -261,8 +261,7 @@ class VQVAE(ApproximateDensity):
         if phase == "prior":
             if self.training:
                 self.prior_has_begun.fill_(True)
-            with torch.no_grad():
-                codes = self.codes(batch.x, labels)
+            codes = self._settled_codes(batch.x, labels)
             nats_per_image = -self.code_density.log_prob(codes, labels).mean()
             return Loss(nats_per_image / self.code_space.n_dims, {"codes_nats_per_image": nats_per_image.detach()})
         features, labels = self._features(batch.x, labels)
@@ -281,6 +280,16 @@ class VQVAE(ApproximateDensity):
         }
         total = self.commitment * distance - log_likelihood.mean() / self.space.n_dims
         return Loss(total, {name: value.detach() for name, value in terms.items()})
+
+    @torch.no_grad()
+    def _settled_codes(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """`codes` without dropout whatever the mode: what the prior learns are the codes that scores are of."""
+        was_training = self.encoder.training
+        self.encoder.eval()
+        try:
+            return self.codes(x, labels)
+        finally:
+            self.encoder.train(was_training)
 
     @torch.no_grad()
     def _update_codebook(self, features: Tensor, codes: Tensor, generator: Generator | None) -> None:
@@ -329,12 +338,12 @@ def _is_autoregressive(prior: str) -> bool:
     return issubclass(model_class(prior), AutoregressiveDensity)
 
 
-def _encoder(n_inputs: int, widths: list[int], n_blocks: int, n_outputs: int) -> nn.Sequential:
+def _encoder(n_inputs: int, widths: list[int], n_blocks: int, dropout: float, n_outputs: int) -> nn.Sequential:
     """(N, n_inputs, H, W) -> (N, n_outputs, h, w): one size for each width, each half of the one before."""
     layers: list[nn.Module] = []
     for i, width in enumerate(widths):
         before = nn.Conv2d(widths[i - 1], width, 3, 2, 1) if i else nn.Conv2d(n_inputs, width, 3, padding=1)
-        layers += [before, *(ResidualBlock(width) for _ in range(n_blocks))]
+        layers += [before, *(ResidualBlock(width, dropout) for _ in range(n_blocks))]
     return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[-1], n_outputs, 1))
 
 
