@@ -112,6 +112,22 @@ def test_doubly_reparameterised_gradients_have_the_same_mean_and_less_noise(n_la
     assert noise["doubly"] < 0.8 * noise["reparameterised"]
 
 
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_gradients_under_bf16_are_those_of_float32(n_layers: int) -> None:
+    model = shaken(n_layers=n_layers, n_importance=4)
+    x = all_images()
+    exact = gradients(model, x, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model.loss(Batch(x), "bound", generator=torch.Generator().manual_seed(0))
+    model.zero_grad()
+    loss.total.backward()
+    for name, parameter in model.named_parameters():
+        if name in exact:
+            assert parameter.grad is not None
+            difference = (parameter.grad.flatten() - exact[name]).norm()
+            assert difference < 0.1 * exact[name].norm() + 1e-3, name
+
+
 def test_one_draw_is_the_vae() -> None:
     model = shaken(n_importance=1, gradient="reparameterised")
     x = all_images()

@@ -32,6 +32,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "pixel_cnn": {"hidden": 8, "n_blocks": 1, "kernel_size": 3},
     "vae": {"hidden": 8, "n_latents": 4, "dropout": 0.2},
     "gan": {"hidden": 8, "critic_steps": 2},
+    "vq_vae": {"hidden": 4, "n_codes": 5},
     "gaussian_mixture": {"n_components": 3},
 }
 
@@ -219,7 +220,7 @@ def stop_at(run: Trainer, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "_cycle", dying)
 
 
-@pytest.mark.parametrize("name", ["pixel_cnn", "vae", "gan"])
+@pytest.mark.parametrize("name", ["pixel_cnn", "vae", "gan", "vq_vae"])
 def test_a_killed_run_goes_on_bit_for_bit(
     name: str, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +241,45 @@ def test_a_killed_run_goes_on_bit_for_bit(
         states = getattr(whole, part).state_dict(), getattr(resumed, part).state_dict()
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
     assert without_clock(records(tmp_path / "whole")) == without_clock(records(tmp_path / "killed"))
+
+
+def test_stages_follow_each_other_and_leave_each_other_alone(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer("vq_vae", tiny, tmp_path, budget="30steps", warmup_steps=3, log_every=1)
+    first, second = (set(map(id, phase.parameters)) for phase in run.phases)
+    start = {key: value.clone() for key, value in run.model.state_dict().items()}
+    middle: dict[str, torch.Tensor] = {}
+    best: dict[str, torch.Tensor] = {}
+    begin = run._next_stage
+
+    def watched(progress: float) -> None:
+        assert run.best is not None
+        best.update({key: value.clone() for key, value in run.best["state"].items()})
+        for name, parameter in run.model.named_parameters():
+            assert torch.equal(parameter, start[name]) == (id(parameter) not in first), name
+        begin(progress)
+        middle.update({key: value.clone() for key, value in run.model.state_dict().items()})
+
+    monkeypatch.setattr(run, "_next_stage", watched)
+    run.fit()
+    assert middle.keys() == best.keys() == start.keys()
+    assert all(torch.equal(middle[key], best[key]) for key in best), "a stage begins with what the last one would leave"
+    for name, parameter in run.model.named_parameters():
+        assert torch.equal(parameter, middle[name]) == (id(parameter) not in second), name
+    for name, value in run.ema.named_parameters():
+        if id(run.model.get_parameter(name)) in first:
+            assert torch.equal(value, middle[name]), name
+    shares = [phase.stage_share for phase in run.phases]
+    boundary = 30 * shares[0] / sum(shares)
+    lines = [line for line in records(tmp_path) if "learning_rate/autoencoder" in line or "learning_rate/prior" in line]
+    rates = {
+        name: [line["step"] for line in lines if f"learning_rate/{name}" in line] for name in ("autoencoder", "prior")
+    }
+    assert max(rates["autoencoder"]) < min(rates["prior"])
+    assert abs(max(rates["autoencoder"]) - boundary) <= 1
+    risen = [line["learning_rate/prior"] for line in lines if "learning_rate/prior" in line]
+    assert risen[0] < risen[2] > risen[-1], "each stage has a schedule of its own"
 
 
 def test_ctrl_c_ends_the_step_and_saves_it(tiny: Dataset, tmp_path: Path) -> None:

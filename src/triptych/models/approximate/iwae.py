@@ -153,7 +153,7 @@ class IWAE(ApproximateDensity):
             # q(z_2|z_1), which have to be weighed here: the two ways must be apart.
             constants = {name: tensor.detach() for name, tensor in self.upwards.state_dict(keep_vars=True).items()}
             through_z = functional_call(self.upwards, constants, (z[0],))
-            through_parameters = weigh(self.upwards(z[0].detach()))
+            through_parameters = weigh(self.upwards(z[0].detach()).float())
             above = _gaussian(through_z + (through_parameters - through_parameters.detach()))
             z.append(reparameterised(*above, generator))
             log_q = log_q + gaussian_log_prob(z[1], *_gaussian(through_z))

@@ -301,7 +301,7 @@ class VQVAE(ApproximateDensity):
             features: (N, code_dim, h, w).
             codes: (N, 1, h, w).
         Source:
-            van den Oord et al. 2017, arXiv:1711.00937, appendix A.1, eq. 6 to 8. Restarts: Dhariwal et al. 2020,
+            van den Oord et al. 2017, arXiv:1711.00937, appendix A.1. Restarts: Dhariwal et al. 2020,
             arXiv:2005.00341, section 3.1. Differs: a restarted code counts as used as often as the average, so that it
             has time to find its vectors.
         """
@@ -328,14 +328,11 @@ def _code_space(height: int, width: int, n_codes: int) -> ImageSpace:
 
 
 def _prior_of(prior: str, space: ImageSpace, n_classes: int) -> AutoregressiveDensity:
-    model = create_model(prior, space, n_classes=n_classes) if _is_autoregressive(prior) else None
+    fits = issubclass(model_class(prior), AutoregressiveDensity)
+    model = create_model(prior, space, n_classes=n_classes) if fits else None
     if not isinstance(model, AutoregressiveDensity):
         raise InputError(f"prior is {prior!r}, which is not autoregressive; give one such as 'gated_pixel_cnn'.")
     return model
-
-
-def _is_autoregressive(prior: str) -> bool:
-    return issubclass(model_class(prior), AutoregressiveDensity)
 
 
 def _encoder(n_inputs: int, widths: list[int], n_blocks: int, dropout: float, n_outputs: int) -> nn.Sequential:
