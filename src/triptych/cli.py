@@ -423,7 +423,8 @@ class Score:
             print(f"{key}  {value.text('lower')} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
         if isinstance(model, ApproximateDensity) and isinstance(model.space, ImageSpace):
             bits = -float(likelihood.nats.double().mean()) / math.log(2)
-            print(f"as a code (bits back): {bits:,.1f} bits per image on average")
+            how = " (bits back)" if model.has_normal_prior else ""  # A code without choice has nothing to give back.
+            print(f"as a code{how}: {bits:,.1f} bits per image on average")
         if self.out is not None:
             api.write_scores(likelihood, self.out)
             print(f"{len(likelihood.nats):,} values -> {self.out}")
@@ -530,6 +531,51 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """Are the codes good for other tasks? Clusters, linear probes, fine-tuning: triptych probe runs/vae-digits"""
+
+    run_folder: Run
+    """Run folder of a trained unconditional model with an encoder."""
+    source: Annotated[Positional[str | None], arg(metavar="SOURCE")] = None
+    """Labelled data; by default the data of the run."""
+    labels: Annotated[str, arg(metavar="N,N,...")] = "10,100,1000"
+    """Numbers of labels to learn from, with commas between."""
+    draws: int = 5
+    """Draws of these labels."""
+    finetune_steps: int = 200
+    """Steps of fine-tuning, and of the same network from scratch; 0 for neither."""
+    seed: int = 0
+    """Seed of all draws."""
+    json: bool = False
+    """Print JSON instead of tables."""
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych import api
+        from triptych.evaluation.probe import describe, probe
+        from triptych.models.registry import create_model
+        from triptych.training.run import read_run
+
+        model, config = read_run(self.run_folder)
+        given = self.source is not None
+        if not given and self.data != DataConfig():
+            raise InputError("The data of the run is read as for its training; leave out how to, or name a source.")
+        data = _load(self.source, self.data) if self.source is not None else api.data_of(config, self.run_folder)
+        with api.telling(not self.json) as tell:
+            found = probe(
+                model,
+                lambda seed: create_model(config["model"], model.space, **config["options"]),
+                data,
+                n_labels=tuple(parse_items(self.labels, "--labels")),
+                n_draws=self.draws,
+                finetune_steps=self.finetune_steps,
+                seed=self.seed,
+                progress=tell,
+            )
+        print(json.dumps(found.to_dict(), indent=2) if self.json else "\n".join(describe(found)))
+
+
+@dataclass(frozen=True)
 class Exhibit:
     """Carry out a thought experiment of the lecture and draw it: triptych exhibit holes digits"""
 
@@ -605,6 +651,7 @@ VERBS: dict[str, type] = {
     "score": Score,
     "evaluate": Evaluate,
     "compare": Compare,
+    "probe": Probe,
     "exhibit": Exhibit,
     "models": Models,
     "data": Data,

@@ -124,19 +124,33 @@ class ProbeResult:
     notes: tuple[str, ...]
     """What was done otherwise than asked, a sentence each."""
 
+    @property
+    def gains(self) -> dict[int, OverDraws]:
+        """By number of labels: accuracy of the fine-tuned encoder less that from scratch, draw by draw.
+
+        Both have the same labels in each draw, so that their difference is surer than either.
+        """
+        tuned, scratch = (
+            {row.n_labels: row.accuracy.values for row in self.accuracies if row.method == method}
+            for method in ("fine_tuned", "from_scratch")
+        )
+        return {n: OverDraws(tuple(a - b for a, b in zip(tuned[n], scratch[n], strict=True))) for n in tuned}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a JSON file; each quantity with its values, mean and half width of the 95 % interval."""
 
         def plain(value: Any) -> Any:
             if isinstance(value, OverDraws):
                 return {"values": list(value.values), "mean": value.mean, "half_width": value.half_width}
+            if isinstance(value, dict):
+                return {str(key): plain(part) for key, part in value.items()}
             if isinstance(value, tuple):
                 return [plain(part) for part in value]
             if isinstance(value, Clustering | Accuracy):
-                return {key: plain(part) for key, part in vars(value).items()}
+                return plain(vars(value))
             return value
 
-        return {key: plain(value) for key, value in vars(self).items()}
+        return {**plain(vars(self)), "gains": plain(self.gains)}
 
 
 @dataclass(frozen=True)
@@ -289,6 +303,8 @@ def describe(result: ProbeResult) -> list[str]:
         if own:
             values = [_text(row.accuracy, 100, 1) for row in own]
             probes.append([of_methods[method], str(own[0].n_features), *values])
+    if result.gains:
+        probes.append(["gain of the trained start", "", *(_text(gain, 100, 1) for gain in result.gains.values())])
     clusters = [[f"K-means, {result.n_classes} clusters", "features", "purity, %", "adjusted Rand"]]
     for row in result.clusterings:
         values = [_text(row.purity, 100, 1), _text(row.adjusted_rand, 1, 3)]
@@ -362,7 +378,7 @@ def label_counts(n_labels: Sequence[int], n_least: int, n_train: int) -> tuple[t
             notes.append(f"{n} labels are left out: there are {n_train} training items, and all are measured anyway.")
         elif n < n_least:
             notes.append(f"{n} labels are raised to {n_least}, one a class.")
-            counts.add(min(n_least, n_train))
+            counts.add(n_least)
         else:
             counts.add(n)
     return tuple(sorted(counts)), notes
@@ -468,19 +484,20 @@ def finetuned_accuracy(
     Returns:
         Share of the test items.
     """
-    classifier = _Classifier(network, n_classes).to(network.device).requires_grad_(True)
-    optimiser = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine((step + 0.5) / n_steps))
+    device = network.device
     batches = _batches(len(train), min(BATCH_SIZE, len(train)), np.random.default_rng(seed))
     looked_at = valid.at(slice(0, _MAX_LOOKED_AT))
-    looks = {round(n_steps * (look + 1) / N_LOOKS) for look in range(N_LOOKS)}
-    best, best_state = -1.0, classifier.state_dict()
-    with _seeded(seed, network.device), torch.enable_grad():
+    looks = {math.ceil(n_steps * (look + 1) / N_LOOKS) for look in range(N_LOOKS)}
+    with _seeded(seed, device), torch.enable_grad():
+        classifier = _Classifier(network, n_classes).to(device).requires_grad_(True)
+        optimiser = torch.optim.AdamW(classifier.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warm_cosine((step + 0.5) / n_steps))
+        best, best_state = -1.0, classifier.state_dict()
         for step in range(1, n_steps + 1):
             batch = train.at(next(batches))
             classifier.train()
-            logits = classifier(torch.as_tensor(batch.items, device=network.device))
-            loss = F.cross_entropy(logits, torch.as_tensor(batch.labels, device=network.device))
+            logits = classifier(torch.as_tensor(batch.items, device=device))
+            loss = F.cross_entropy(logits, torch.as_tensor(batch.labels, device=device))
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
