@@ -344,7 +344,8 @@ def test_a_damaged_config_is_told_on_resume(content: str, run: Path) -> None:
 
 def test_a_checkpoint_of_something_else_is_told(run: Path, tiny: Dataset) -> None:
     (run / "summary.json").unlink()
-    for content in ([1, 2], {"format": 1}, {"format": 1, "step": 0, "position": 0, "seconds": 0.0, "model": {}}):
+    begun = {"format": 2, "step": 0, "position": 0, "seconds": 0.0, "stage": (0, 0.0, 0), "model": {}}
+    for content in ([1, 2], {"format": 2}, begun):
         torch.save(content, run / "checkpoint.pt")
         with pytest.raises(InputError, match="does not fit the run"):
             triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)

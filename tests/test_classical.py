@@ -169,10 +169,10 @@ def test_there_is_nothing_for_gradient_descent(name: str) -> None:
         ("kernel_density", {"bandwidth": "wide"}, "bandwidth of kernel_density is 'wide'"),
         ("kernel_density", {"max_centres": 2}, "max_centres of kernel_density is 2; it must be at least 3, one for"),
         ("probabilistic_pca", {"n_components": 0}, "n_components of probabilistic_pca is 0"),
-        ("k_means", {"n_components": 0}, "n_components of k_means is 0"),
-        ("k_means", {"n_starts": 0}, "n_starts of k_means is 0"),
-        ("k_means", {"max_iterations": 0}, "max_iterations of k_means is 0"),
-        ("k_means", {"tolerance": math.nan}, "tolerance of k_means is nan"),
+        ("k_means", {"n_components": 0}, "n_components is 0"),
+        ("k_means", {"n_starts": 0}, "n_starts is 0"),
+        ("k_means", {"max_iterations": 0}, "max_iterations is 0"),
+        ("k_means", {"tolerance": math.nan}, "tolerance is nan"),
     ],
 )
 def test_wrong_options_are_told(name: str, options: dict[str, Any], message: str) -> None:
