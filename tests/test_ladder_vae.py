@@ -11,6 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from triptych.errors import InputError
+from triptych.evaluation.annealed import AnnealedSettings, ais
 from triptych.models.approximate.ladder_vae import LadderVAE, StochasticLayer
 from triptych.models.base import Batch
 from triptych.spaces import ImageSpace, PointSpace
@@ -77,6 +78,18 @@ def test_bounds_are_below_log_p_and_reach_it(space: ImageSpace, n_layers: int) -
     assert log_p.mean() - elbo.mean() > 0.05, "the bounds must have something to bridge"
     torch.testing.assert_close(iwae_2000, log_p, atol=0.2, rtol=0)
     assert float(iwae_2000.mean()) == pytest.approx(float(log_p.mean()), abs=0.03)
+
+
+def test_annealing_in_the_coordinates_of_z_finds_log_p() -> None:
+    space = ImageSpace(1, 2, 2, 2)
+    model = shaken(space, latent_channels=1, amount=0.3, seed=2)
+    x = all_images(space)
+    with torch.no_grad():
+        p, _ = probabilities_from_the_prior(model, x, 40_000)
+    settings = AnnealedSettings(n_temperatures=20, n_chains=100, n_leapfrog=3, n_pilot=10)
+    annealed = ais(model, x, settings=settings, generator=noise())
+    torch.testing.assert_close(annealed, p.log(), atol=0.15, rtol=0)
+    assert float(annealed.mean()) == pytest.approx(float(p.log().mean()), abs=0.03)
 
 
 @torch.no_grad()

@@ -21,16 +21,6 @@ def gaussian_kl(mu: Tensor, log_var: Tensor) -> Tensor:
     return 0.5 * (mu.square() + log_var.exp() - 1 - log_var)
 
 
-def gaussian_kl_between(mu_q: Tensor, log_var_q: Tensor, mu_p: Tensor, log_var_p: Tensor) -> Tensor:
-    """KL(N(mu_q, diag exp log_var_q) || N(mu_p, diag exp log_var_p)) in closed form.
-
-    Returns:
-        Nats per latent, of the shape of the arguments, at least 0.
-    """
-    ratio = ((mu_q - mu_p).square() + log_var_q.exp()) * (-log_var_p).exp()
-    return 0.5 * (ratio - 1 + log_var_p - log_var_q)
-
-
 def gaussian_log_prob(x: Tensor, mu: Tensor, log_var: Tensor) -> Tensor:
     """log N(x; mu, diag exp log_var), summed over the last dimension, in nats."""
     return -0.5 * ((x - mu).square() / log_var.exp() + log_var + math.log(2 * math.pi)).sum(-1)

@@ -298,7 +298,7 @@ class LadderVAE(ApproximateDensity):
         return draw_from_prior(self, n, labels, generator)
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("bound", tuple(self.parameters()), learning_rate=4e-3, skip_norm=200.0),)
+        return (Phase("bound", tuple(self.parameters()), learning_rate=4e-3, skip_norm=100.0),)
 
     def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
         labels = batch.labels if self.n_classes else None
