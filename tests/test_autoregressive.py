@@ -351,3 +351,25 @@ def test_a_warp_keeps_the_levels_it_says() -> None:
     assert Warp(temperature=1e-300)(1e4 * logits).softmax(0).tolist() == [0, 1, 0, 0]
     assert not Warp().changes
     assert Warp(top_k=1).changes
+
+
+def test_drawing_leaves_the_number_of_threads_as_it_was() -> None:
+    model = registry.create_model("pixel_cnn", ImageSpace(1, 3, 3, 2), hidden=4, n_blocks=1)
+    assert isinstance(model, AutoregressiveDensity)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen: list[int] = []
+    try:
+        model.draw(1, watch=lambda images, levels, sites: seen.append(torch.get_num_threads()))
+        model.draw(40, watch=lambda images, levels, sites: seen.append(torch.get_num_threads()))
+
+        def fail(images: slice, levels: Tensor, sites: range) -> None:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            model.draw(1, watch=fail)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen[0] == 1
+    assert seen[-1] == 2

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from triptych.errors import InputError
@@ -140,7 +139,7 @@ class AutoregressiveDensity(TractableDensity):
         # The outputs of whole passes must fit, too. One size for all samplers, so that all have the same noise.
         n_chunk = max(1, min(256, MAX_SITES // n_sites, MAX_OUTPUTS // self.n_outputs))
         # Turns are many and small: one look-up each instead of the arithmetic.
-        encode = partial(F.embedding, weight=self.encode(torch.arange(self.space.levels, device=self.device)))
+        encode = partial(torch.embedding, self.encode(torch.arange(self.space.levels, device=self.device)))
         parts = [torch.zeros((0, *self.space.shape), dtype=torch.int64, device=self.device)]
         with torch.autocast(self.device.type, enabled=False):
             for start in range(0, n, n_chunk):

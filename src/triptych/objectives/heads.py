@@ -32,7 +32,7 @@ def decide(logits: Tensor, noise: Tensor) -> Tensor:
         Levels 0 .. K-1, int64, (...).
     """
     cdf = logits.softmax(-1, dtype=torch.float32).cumsum(-1)  # (..., K); ends near 1
-    threshold = noise.unsqueeze(-1) * cdf[..., -1:]
+    threshold = noise.unsqueeze(-1) * cdf.narrow(-1, logits.shape[-1] - 1, 1)
     # A product that rounds up to the total itself would otherwise fall past the last level.
     return torch.searchsorted(cdf, threshold, right=True).squeeze(-1).clamp_max_(logits.shape[-1] - 1)
 

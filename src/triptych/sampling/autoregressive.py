@@ -22,6 +22,7 @@ from triptych.nn.causal import CausalLayer
 from triptych.objectives.heads import Head, decide
 
 Sampler = Literal["auto", "naive", "raster", "row", "wavefront", "jacobi"]
+FEW_ROWS = 32  # Images times sites of a turn, up to which one thread is quicker than two.
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 
 
@@ -127,7 +128,11 @@ def draw(drawing: Drawing, sampler: Sampler = "auto") -> Tensor:
             return draw_naive(drawing)
         if sampler == "jacobi":
             return draw_jacobi(drawing)
-        return draw_through_caches(drawing, sampler)
+        height, width = drawing.noise.shape[2:]
+        # Where a wavefront is as wide as the image, it goes site by site.
+        fronts = list(wavefronts(height, width, 1 + int(drawing.network.reach) if sampler == "wavefront" else width))
+        with one_thread(len(drawing.noise) * max(map(len, fronts))):
+            return draw_through_caches(drawing, fronts, by_row=sampler == "row")
 
 
 @contextmanager
@@ -140,6 +145,23 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module in in_training:
             module.training = True
+
+
+@contextmanager
+def one_thread(n_rows: int) -> Iterator[None]:
+    """Within, PyTorch computes on one CPU thread if the products of a turn have few rows.
+
+    They are over before a second thread has woken: one image of PixelCNN takes a tenth longer on two threads.
+    """
+    n_threads = torch.get_num_threads()
+    if n_rows > FEW_ROWS or n_threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 def draw_naive(drawing: Drawing) -> Tensor:
@@ -162,42 +184,46 @@ def draw_naive(drawing: Drawing) -> Tensor:
     return x
 
 
-def draw_through_caches(drawing: Drawing, sampler: Sampler) -> Tensor:
-    """Each site once: 'raster' and 'row' go site by site, 'wavefront' takes all sites that are ready at a time.
+def draw_through_caches(drawing: Drawing, fronts: Sequence[range], *, by_row: bool) -> Tensor:
+    """Each site once, a wavefront at a time.
 
-    'row' lets the layers compute at the start of each row what depends on the rows above alone.
+    Arguments:
+        fronts: All sites in an order in which each is ready. 'raster' and 'row' go site by site.
+        by_row: Let the layers compute at the start of each row what depends on the rows above alone.
     """
     n, channels, height, width = drawing.noise.shape
     network, device = drawing.network, drawing.noise.device
     state = network.start(n, (height, width), drawing.condition)
-    noise = drawing.noise.flatten(2)  # (N, C, H * W)
+    # In the order of drawing, so that a turn reads a slice of the noise: indexing takes longer than some layers do.
+    order = torch.tensor([site for sites in fronts for site in sites], device=device)
+    noise = drawing.noise.flatten(2).index_select(2, order).split([len(sites) for sites in fronts], 2)
     given = None if drawing.given is None else drawing.given.flatten(2)
     is_given = torch.arange(height * width, device=device) < drawing.n_given
-    x = torch.zeros(noise.shape, dtype=torch.int64, device=device)
-    # Where a wavefront is as wide as the image, it goes site by site.
-    skew = 1 + int(network.reach) if sampler == "wavefront" else width
+    x = torch.zeros((n, channels, height * width), dtype=torch.int64, device=device)
+    turns: list[Tensor] = []  # levels drawn, each (N, C, S)
     per_group = channels // network.n_groups
-    for sites in wavefronts(height, width, skew):
-        if sampler == "row" and sites[0] % width == 0:
+    for sites, noise_here in zip(fronts, noise, strict=True):
+        if by_row and sites[0] % width == 0:
             network.row(state, sites[0] // width)
         context = network.context(state, sites)
         here = slice(sites[0], sites[-1] + 1, sites.step)
-        noise_here = noise[:, :, here].unbind(1)  # C of (N, S)
+        uniform = noise_here.unbind(1)  # C of (N, S)
         drawn: list[Tensor] = []
         for group in range(network.n_groups):
             outputs = network.step(state, context, group)  # (N, S, F)
             first = len(drawn)
             for channel in range(first, first + per_group):
-                level = drawing.decide(outputs, drawn[first:], noise_here[channel])  # (N, S)
+                level = drawing.decide(outputs, drawn[first:], uniform[channel])  # (N, S)
                 if given is not None and sites[0] < drawing.n_given:
                     level = torch.where(is_given[here], given[:, channel, here], level)
                 drawn.append(level)
             features = [drawing.encode(level) for level in drawn[first:]]  # each (N, S, features)
             network.write(state, context, features[0] if per_group == 1 else torch.cat(features, -1), group)
-        for channel, level in enumerate(drawn):
-            x[:, channel, here] = level
+        turns.append(torch.stack(drawn, 1))
         if drawing.watch is not None:
+            x[:, :, here] = turns[-1]
             drawing.watch(x, sites)
+    x[:, :, order] = torch.cat(turns, 2)
     return x.unflatten(2, (height, width))
 
 
