@@ -161,7 +161,7 @@ def test_z_is_top_first_and_in_units_of_the_prior() -> None:
         state = torch.nn.functional.silu(layer.look(torch.nn.functional.silu(h)))
         mu, log_var = layer.prior(state).chunk(2, 1)
         assert mu.abs().max() > 0.05
-        value = mu + (4 * torch.tanh(log_var / 8)).exp() * eps
+        value = mu + (2 * torch.tanh(log_var / 4)).exp() * eps
         torch.testing.assert_close(output, h + layer.write(torch.cat([state, value], 1)))
     # What is above does not depend on what is below; the other way round it does.
     changed = z.clone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -556,3 +557,22 @@ def test_first_difference_names_the_field() -> None:
     )
     assert first_difference({"size": [8, 8]}, {"size": (8, 8)}) is None
     assert first_difference({"a": 1}, {}) == "a was 1 and is now None"
+
+
+def test_steps_with_outlying_gradients_are_not_taken_and_too_many_of_them_end_the_training(
+    tiny: Dataset, tmp_path: Path
+) -> None:
+    run = trainer("vae", tiny, tmp_path / "few", budget="10steps", validations=0, log_every=1)
+    run.phases = tuple(dataclasses.replace(phase, skip_norm=1e-9) for phase in run.phases)
+    start = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
+    run.fit()
+    assert all(torch.equal(parameter, start[name]) for name, parameter in run.model.named_parameters())
+    assert [line["skipped/bound"] for line in records(tmp_path / "few") if "skipped/bound" in line] == [1.0] * 10
+    run = trainer("vae", tiny, tmp_path / "many", budget="200steps", validations=0)
+    run.phases = tuple(dataclasses.replace(phase, skip_norm=1e-9) for phase in run.phases)
+    with pytest.raises(TrainingStopped, match=r"gradient has been too long for 50 steps.*learning-rate"):
+        run.fit()
+    run = trainer("vae", tiny, tmp_path / "none", budget="10steps", validations=0, log_every=1)
+    run.phases = tuple(dataclasses.replace(phase, skip_norm=1e9) for phase in run.phases)
+    run.fit()
+    assert [line["skipped/bound"] for line in records(tmp_path / "none") if "skipped/bound" in line] == [0.0] * 10

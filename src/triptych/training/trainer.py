@@ -46,6 +46,8 @@ from triptych.training.stream import BatchStream
 FILM_AT = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the budget after which samples are drawn; training shows most of its change early."""
 FILM_ITEMS = 16
+MOST_SKIPPED = 50
+"""Steps that may be skipped one after the other before the training counts as diverged."""
 EndReason = Literal["budget", "no improvement", "converged"]
 CHECKPOINT_FORMAT = 2
 
@@ -175,6 +177,8 @@ class Trainer:
         """Sums of the terms since the last record in metrics.jsonl, over `since` steps."""
         self.since = 0
         self.metrics_bytes = 0
+        self.n_skipped = 0
+        """Steps not taken, one after the other, for too long a gradient."""
         self.interrupted = False
         self.ended: EndReason | None = None
         """Why the run that is resumed had already ended, if it had."""
@@ -229,11 +233,14 @@ class Trainer:
                 self.fabric.backward(loss.total)
                 clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
                 skip = False
+                if self.n_skipped >= MOST_SKIPPED:
+                    raise self._diverged("The gradient", f"has been too long for {MOST_SKIPPED} steps")
                 if clip_norm or phase.skip_norm:
                     norm = torch.nn.utils.clip_grad_norm_(phase.parameters, clip_norm or math.inf)
                     skip = phase.skip_norm > 0 and not float(norm) <= phase.skip_norm
                     if phase.skip_norm:
                         terms[f"skipped/{phase.name}"] = torch.tensor(float(skip))
+                    self.n_skipped = self.n_skipped + 1 if skip else 0
                     if not skip:
                         terms[f"gradient_norm/{phase.name}"] = norm
                 if not skip:
@@ -447,9 +454,9 @@ class Trainer:
             raise self._diverged(bad[0] if bad else "The loss")
         return means
 
-    def _diverged(self, what: str) -> TrainingStopped:
+    def _diverged(self, what: str, how: str = "is no longer finite") -> TrainingStopped:
         return TrainingStopped(
-            f"{what} is no longer finite at step {self.step}; the last good checkpoint, of step"
+            f"{what} {how} at step {self.step}; the last good checkpoint, of step"
             f" {self.last_checkpoint_step}, stands in {self.folder}. Train again with a lower --learning-rate."
         )
 

@@ -18,12 +18,17 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
-from triptych.models.latents import bounded_log_var, draw_from_prior, kl_to_minimise, reparameterised
+from triptych.models.latents import draw_from_prior, kl_to_minimise, reparameterised
 from triptych.models.observation import LikelihoodName, observation_of
 from triptych.nn.blocks import ResidualBlock, Scale, pyramid, pyramid_widths
 from triptych.nn.options import check_counts, check_dropout, check_not_negative
 from triptych.objectives.elbo import gaussian_kl, gaussian_log_prob, standard_normal_log_prob
 from triptych.spaces import ImageSpace
+
+# What a layer draws is what the next ones compute with, and so on down: one outlier among the means or deviations can
+# grow from layer to layer beyond all numbers, and did after some thousand steps on MNIST.
+MAX_MEAN = 8.0  # Of the posterior, in standard deviations of the prior.
+MAX_LOG_VAR = 4.0  # Of prior and posterior, to either side: deviations within 1/7 .. 7.
 
 
 class StochasticLayer(nn.Module):
@@ -60,15 +65,20 @@ class StochasticLayer(nn.Module):
         """Mean and log-variance of q(eps | above, x), float32, (N, n_maps, H, W) each."""
         both = self.compare(torch.cat([state, F.silu(features)], dim=1))
         mu, log_var = self.posterior_of(F.silu(both)).float().chunk(2, dim=1)
-        return mu, bounded_log_var(log_var)
+        return _softly_bounded(mu, MAX_MEAN), _softly_bounded(log_var, MAX_LOG_VAR)
 
     def forward(self, h: Tensor, choose: Choice) -> Tensor:
         """h after this layer, (N, channels, H, W), with the latents that are chosen given it and its state."""
         state = F.silu(self.look(F.silu(h)))
         mu, log_var = self.prior(state).float().chunk(2, dim=1)
-        z = mu + (0.5 * bounded_log_var(log_var)).exp() * choose(self, state)
+        z = mu + (0.5 * _softly_bounded(log_var, MAX_LOG_VAR)).exp() * choose(self, state)
         state = F.dropout2d(state, self.dropout, self.training)
         return h + self.write(torch.cat([state, z.to(state.dtype)], dim=1))
+
+
+def _softly_bounded(x: Tensor, bound: float) -> Tensor:
+    """x itself where it is small, and never beyond the bound."""
+    return bound * torch.tanh(x / bound)
 
 
 Choice = Callable[[StochasticLayer, Tensor], Tensor]
