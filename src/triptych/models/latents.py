@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Generator, Tensor
 
 from triptych.models.base import ApproximateDensity
+from triptych.models.observation import Observation
 from triptych.spaces import PointSpace, Space
 
 MAX_DRAWN = 256  # Items that a decoder draws at once: memory does not grow with the number asked for.
@@ -45,13 +48,36 @@ def kl_to_minimise(kl: Tensor, beta: float, free_bits: float, kl_warmup: float, 
     return weight * kl.mean(0).clamp_min(free_bits).sum()
 
 
-@torch.no_grad()
-def draw_from_prior(model: ApproximateDensity, n: int, labels: Tensor | None, generator: Generator | None) -> Tensor:
-    """z from a standard normal, then x from p(x|z): `sample` of a model whose prior is that."""
-    labels = model.check_labels(n, labels, draw=True, generator=generator)
-    parts = []
-    for start in range(0, max(n, 1), MAX_DRAWN):
-        z = torch.randn((min(MAX_DRAWN, n - start), model.n_latents), generator=generator, device=model.device)
-        own = None if labels is None else labels[start : start + MAX_DRAWN]
-        parts.append(model.draw_given(z, own, generator=generator))
-    return torch.cat(parts)
+class GaussianLatents(ApproximateDensity):
+    """A density whose z is standard normal under the model, and whose decoder says p(x|z) through an `Observation`.
+
+    A final class sets `observation`.
+    """
+
+    observation: Observation
+
+    @abstractmethod
+    def decoder_output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What `observation` reads, given z, (N, n_latents), and checked labels: (N, n_outputs, H, W) for images,
+        (N, n_outputs) for points."""
+
+    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.observation.log_prob(self.decoder_output(z, labels), x.to(z.device))
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        labels = self.check_labels(len(z), labels, draw=False)
+        return self.observation.mean(self.decoder_output(z, labels))
+
+    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
+        labels = self.check_labels(len(z), labels, draw=False)
+        return self.observation.draw(self.decoder_output(z, labels), generator)
+
+    @torch.no_grad()
+    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+        labels = self.check_labels(n, labels, draw=True, generator=generator)
+        parts = []
+        for start in range(0, max(n, 1), MAX_DRAWN):
+            z = torch.randn((min(MAX_DRAWN, n - start), self.n_latents), generator=generator, device=self.device)
+            own = None if labels is None else labels[start : start + MAX_DRAWN]
+            parts.append(self.draw_given(z, own, generator=generator))
+        return torch.cat(parts)

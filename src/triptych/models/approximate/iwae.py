@@ -15,8 +15,8 @@ from torch import Generator, Tensor
 from torch.func import functional_call
 
 from triptych.errors import InputError
-from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
-from triptych.models.latents import bounded_log_var, draw_from_prior, latents_of, reparameterised
+from triptych.models.base import Batch, Loss, Phase
+from triptych.models.latents import GaussianLatents, bounded_log_var, latents_of, reparameterised
 from triptych.models.observation import LikelihoodName, observation_of
 from triptych.nn.blocks import mlp
 from triptych.nn.encoders import Decoder, Encoder, NetworkName, hidden_of, network_of
@@ -37,7 +37,7 @@ class Draw(NamedTuple):
     """log q(z|x), nats, (K, N)."""
 
 
-class IWAE(ApproximateDensity):
+class IWAE(GaussianLatents):
     r"""A VAE trained on log (1/K) sum_k p(x, z_k) / q(z_k|x), which is tighter than the ELBO and tightens with K.
 
     With two stochastic layers p(x, z) = p(z_2) p(z_1|z_2) p(x|z_1), and q(z|x) = q(z_1|x) q(z_2|z_1), all Gaussians
@@ -224,22 +224,7 @@ class IWAE(ApproximateDensity):
         return torch.cat([above, (below - mu) * (-0.5 * log_var).exp()], -1)
 
     def decoder_output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What `observation` reads, from the contract's z, (N, n_latents)."""
         return self.decoder(self.to_layers(z)[0], self.condition(labels))
-
-    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.observation.log_prob(self.decoder_output(z, labels), x.to(z.device))
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.mean(self.decoder_output(z, labels))
-
-    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.draw(self.decoder_output(z, labels), generator)
-
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        return draw_from_prior(self, n, labels, generator)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("bound", tuple(self.parameters()), learning_rate=2e-3),)

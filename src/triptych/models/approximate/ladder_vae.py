@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
-from triptych.models.latents import draw_from_prior, kl_to_minimise, reparameterised
+from triptych.models.base import Batch, Loss, Phase
+from triptych.models.latents import GaussianLatents, kl_to_minimise, reparameterised
 from triptych.models.observation import LikelihoodName, observation_of
 from triptych.nn.blocks import ResidualBlock, Scale, pyramid, pyramid_widths
 from triptych.nn.options import check_counts, check_dropout, check_not_negative
@@ -97,7 +97,7 @@ class Path(NamedTuple):
     """What the observation reads, (N, n_outputs, H, W)."""
 
 
-class LadderVAE(ApproximateDensity):
+class LadderVAE(GaussianLatents):
     r"""Latents at every scale: p(z) = prod_l p(z_l | z_above), q(z|x) = prod_l q(z_l | z_above, x), both top-down.
 
     An encoder goes up a pyramid of image sizes to 1x1 without any draw. The decoder comes down again; at each size but
@@ -216,7 +216,6 @@ class LadderVAE(ApproximateDensity):
         return self.out(F.silu(h))
 
     def decoder_output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What `observation` reads: (N, n_latents) -> (N, n_outputs, H, W)."""
         sizes = [math.prod(shape) for shape in self.shapes]
         maps = iter([part.unflatten(1, shape) for part, shape in zip(z.split(sizes, 1), self.shapes, strict=True)])
         return self._descend(len(z), labels, lambda layer, state: next(maps))
@@ -287,26 +286,12 @@ class LadderVAE(ApproximateDensity):
             weights.append(self.observation.log_prob(path.outputs, x) + log_ratio)
         return torch.stack(weights)  # (n_samples, N)
 
-    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.observation.log_prob(self.decoder_output(z, labels), x.to(z.device))
-
     def encode(
         self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
     ) -> Tensor:
         """The latent of the contract; a mean of q given the means of the layers above, or a draw."""
         features, labels = self._encoded(x, labels)
         return self._path(features, labels, generator, sample=sample).z
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.mean(self.decoder_output(z, labels))
-
-    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.draw(self.decoder_output(z, labels), generator)
-
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        return draw_from_prior(self, n, labels, generator)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("bound", tuple(self.parameters()), learning_rate=4e-3, skip_norm=100.0),)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
+from triptych.models.base import Batch, Loss, Phase
 from triptych.models.latents import (
+    GaussianLatents,
     bounded_log_var,
-    draw_from_prior,
     kl_to_minimise,
     latents_of,
     reparameterised,
@@ -26,7 +26,7 @@ from triptych.objectives.elbo import gaussian_kl, gaussian_log_prob, standard_no
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 
-class VAE(ApproximateDensity):
+class VAE(GaussianLatents):
     r"""A diagonal Gaussian q(z|x), a standard normal prior, and a decoder with a true likelihood of the data.
 
     Integer images get an exact discrete likelihood, points a Gaussian with learned scales.
@@ -95,7 +95,6 @@ class VAE(ApproximateDensity):
         return mu, bounded_log_var(log_var)
 
     def decoder_output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """What `observation` reads: (N, n_outputs, H, W) for images, (N, n_outputs) for points."""
         return self.decoder(z, self.condition(labels))
 
     def _posterior(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -135,25 +134,11 @@ class VAE(ApproximateDensity):
             weights.append(self.log_likelihood(x, z, labels) + log_ratio)
         return torch.stack(weights)  # (n_samples, N)
 
-    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.observation.log_prob(self.decoder_output(z, labels), x.to(z.device))
-
     def encode(
         self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
     ) -> Tensor:
         mu, log_var, _ = self._posterior(x, labels)
         return reparameterised(mu, log_var, generator) if sample else mu
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.mean(self.decoder_output(z, labels))
-
-    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.draw(self.decoder_output(z, labels), generator)
-
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        return draw_from_prior(self, n, labels, generator)
 
     def phases(self) -> tuple[Phase, ...]:
         return (Phase("bound", tuple(self.parameters()), learning_rate=2e-3),)
