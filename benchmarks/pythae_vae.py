@@ -14,30 +14,23 @@ import contextlib
 import copy
 import io
 import logging
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from training_loop import BATCH_SIZE, Loop, describe, our_loop, time_pairs
 
-from triptych.config import Budget, TrainConfig
 from triptych.data.load import load_data
 from triptych.models.approximate.vae import VAE
-from triptych.training.files import Records
-from triptych.training.progress import TrainingProgress
-from triptych.training.trainer import FILM_AT, Trainer
 
 PEERS = Path(__file__).parent.parent / "build" / "peers"
 PACKAGES = ["pythae==0.1.2", "cloudpickle", "imageio", "pydantic", "pydantic-core", "annotated-types"]
 PACKAGES += ["typing-inspection", "tqdm"]
-BATCH_SIZE = 32
 
 
 def has_pythae() -> bool:
@@ -54,8 +47,8 @@ def has_pythae() -> bool:
     return True
 
 
-def their_loop(model: VAE, x: Tensor, folder: Path) -> Callable[[], object]:
-    """pythae's trainer on our encoder and decoder; returns a function that runs an epoch."""
+def their_loop(model: VAE, x: Tensor, folder: Path) -> Loop:
+    """pythae's trainer on our encoder and decoder; returns a function that runs an epoch, however many its steps."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE as TheirVAE
     from pythae.models import VAEConfig
@@ -87,23 +80,7 @@ def their_loop(model: VAE, x: Tensor, folder: Path) -> Callable[[], object]:
     data = BaseDataset(x.float(), torch.zeros(len(x)))
     trainer = BaseTrainer(TheirVAE(config, Encoder(), Decoder()), data, None, settings)
     trainer.prepare_training()
-    return lambda: trainer.train_step(1)
-
-
-def our_loop(model: VAE, data: Any, folder: Path) -> Callable[[], object]:
-    """The trainer's own loop as by default, but for validations, grids and checkpoints; an epoch a call."""
-    config = TrainConfig(budget="1steps", batch_size=BATCH_SIZE, validations=0, checkpoint_every="1000000steps")
-    trainer = Trainer(model, data, config, folder)
-    wrapped, optimizers = trainer._set_up()
-    trainer.n_films = len(FILM_AT)
-    records, bar = Records(folder / "metrics.jsonl"), TrainingProgress("", None)
-    n_steps = len(data.train) // BATCH_SIZE
-
-    def run() -> None:
-        trainer.budget = Budget("steps", trainer.step + n_steps)
-        trainer._loop(wrapped, optimizers, records, bar)
-
-    return run
+    return lambda steps: trainer.train_step(1)
 
 
 def main() -> None:
@@ -122,30 +99,18 @@ def main() -> None:
     for network in arguments.networks:
         torch.manual_seed(0)
         model = VAE(data.space, n_latents=16, network=network)  # type: ignore[arg-type]
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            n = len(data.train) // BATCH_SIZE * BATCH_SIZE
-            x = torch.from_numpy(data.train.read(np.arange(n))[0])
-            loops = {
-                "theirs": their_loop(copy.deepcopy(model), x, Path(folder)),
-                "ours": our_loop(copy.deepcopy(model), data, Path(folder)),
-            }
-            ratios = []
-            for pair in range(arguments.pairs + 1):
-                seconds = {}
-                for loop in sorted(loops, reverse=pair % 2 == 0):
-                    start = time.perf_counter()
-                    with contextlib.redirect_stderr(io.StringIO()):
-                        loops[loop]()
-                    seconds[loop] = time.perf_counter() - start
-                ratios.append(seconds["ours"] / seconds["theirs"])
-        ratios = sorted(ratios[1:])  # the first pair warms up
-        middle, spread = len(ratios) / 2, 0.98 * len(ratios) ** 0.5
-        low, high = ratios[max(0, int(middle - spread))], ratios[min(len(ratios) - 1, int(middle + spread))]
-        print(
-            f"{network}: {statistics.median(ratios):.3f} of pythae's time"
-            f" (95 % interval of the median {low:.3f} .. {high:.3f}, {len(ratios)} pairs of {n // BATCH_SIZE} steps)",
-            flush=True,
-        )
+        silence = io.StringIO()
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            contextlib.redirect_stdout(silence),
+            contextlib.redirect_stderr(silence),
+        ):
+            steps = len(data.train) // BATCH_SIZE
+            x = torch.from_numpy(data.train.read(np.arange(steps * BATCH_SIZE))[0])
+            theirs = their_loop(copy.deepcopy(model), x, Path(folder))
+            ours = our_loop(copy.deepcopy(model), data, Path(folder), bare=False)
+            _, *ratios = time_pairs(ours, theirs, arguments.pairs + 1, steps)  # the first pair warms up
+        print(f"{network}: {describe(ratios, 'pythae', f'pairs of {steps} steps')}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,11 @@ from triptych.training.progress import TrainingProgress
 from triptych.training.trainer import FILM_AT, Trainer
 
 BATCH_SIZE = TrainConfig().batch_size
+Loop = Callable[[int], object]
+"""Runs so many steps of a training."""
 
 
-def plain_loop(model: GenerativeModel, data: Dataset, same_work: bool) -> Callable[[int], None]:
+def plain_loop(model: GenerativeModel, data: Dataset, same_work: bool) -> Loop:
     """A hand-written loop over the model's phases; returns a function that runs so many cycles of it."""
     x = torch.from_numpy(data.train.read()[0])
     phases = model.phases()
@@ -66,7 +68,7 @@ def plain_loop(model: GenerativeModel, data: Dataset, same_work: bool) -> Callab
     return run
 
 
-def our_loop(model: GenerativeModel, data: Dataset, folder: Path, bare: bool) -> Callable[[int], None]:
+def our_loop(model: GenerativeModel, data: Dataset, folder: Path, bare: bool) -> Loop:
     """The trainer's own loop, a block at a time; validations, grids and checkpoints are off."""
     settings: dict[str, Any] = {"clip_norm": 0.0, "ema_decay": 0.0} if bare else {}
     config = TrainConfig(budget="1steps", validations=0, checkpoint_every="1000000steps", **settings)
@@ -92,7 +94,7 @@ def ratios_of(name: str, data: Dataset, bare: bool, rounds: int, pairs: int, ste
         with tempfile.TemporaryDirectory() as folder:
             torch.manual_seed(number)
             model = triptych.create_model(name, data.space)
-            loops: dict[str, Callable[[int], None]] = {}
+            loops: dict[str, Loop] = {}
             for loop in sorted(("plain", "ours"), reverse=number % 2 == 0):
                 own = copy.deepcopy(model)
                 loops[loop] = (
@@ -102,14 +104,32 @@ def ratios_of(name: str, data: Dataset, bare: bool, rounds: int, pairs: int, ste
                 )
             for run in loops.values():
                 run(steps)
-            for pair in range(pairs):
-                seconds = {}
-                for loop in sorted(loops, reverse=pair % 2 == 0):
-                    start = time.perf_counter()
-                    loops[loop](steps)
-                    seconds[loop] = time.perf_counter() - start
-                ratios.append(seconds["ours"] / seconds["plain"])
-    return sorted(ratios)
+            ratios += time_pairs(loops["ours"], loops["plain"], pairs, steps)
+    return ratios
+
+
+def time_pairs(ours: Loop, other: Loop, pairs: int, steps: int) -> list[float]:
+    """Times of so many steps of our loop over the other's, pair by pair, in which the two begin in turn."""
+    ratios = []
+    for pair in range(pairs):
+        seconds = {}
+        for run in (ours, other) if pair % 2 else (other, ours):
+            start = time.perf_counter()
+            run(steps)
+            seconds[run] = time.perf_counter() - start
+        ratios.append(seconds[ours] / seconds[other])
+    return ratios
+
+
+def describe(ratios: Sequence[float], other: str, pairs: str = "pairs") -> str:
+    """The median of ratios, with its 95 % interval by ranks (binomial, normal approximation)."""
+    ratios = sorted(ratios)
+    middle, spread = len(ratios) / 2, 0.98 * len(ratios) ** 0.5
+    low, high = ratios[max(0, int(middle - spread))], ratios[min(len(ratios) - 1, int(middle + spread))]
+    return (
+        f"{statistics.median(ratios):.3f} of {other}'s time"
+        f" (95 % interval of the median {low:.3f} .. {high:.3f}, {len(ratios)} {pairs})"
+    )
 
 
 def main() -> None:
@@ -126,15 +146,8 @@ def main() -> None:
     for name in arguments.models:
         for bare in (True, False):
             ratios = ratios_of(name, data, bare, arguments.rounds, arguments.pairs, arguments.steps)
-            # Ranks of the 95 % interval of a median (binomial, normal approximation).
-            middle, spread = len(ratios) / 2, 0.98 * len(ratios) ** 0.5
-            low, high = ratios[max(0, int(middle - spread))], ratios[min(len(ratios) - 1, int(middle + spread))]
-            print(
-                f"{name} on {data.name}, {'bare' if bare else 'with clipping and averaging'}:"
-                f" {statistics.median(ratios):.3f} of the plain loop's time"
-                f" (95 % interval of the median {low:.3f} .. {high:.3f}, {len(ratios)} pairs)",
-                flush=True,
-            )
+            how = "bare" if bare else "with clipping and averaging"
+            print(f"{name} on {data.name}, {how}: {describe(ratios, 'the plain loop')}", flush=True)
 
 
 if __name__ == "__main__":

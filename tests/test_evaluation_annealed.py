@@ -8,23 +8,22 @@ import math
 import numpy as np
 import pytest
 import torch
+from stubs import UntrainedApproximate
 from torch import Generator, Tensor, nn
 
 from triptych.data.dataset import Split
 from triptych.errors import InputError
 from triptych.evaluation.annealed import AnnealedSettings, Bracket, ais, bracket, evaluate_annealed, schedule
 from triptych.models.approximate.vae import VAE
-from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
 from triptych.spaces import ImageSpace, PointSpace
 
 
-class LinearGaussian(ApproximateDensity):
+class LinearGaussian(UntrainedApproximate):
     """z ~ N(0, I_2), x|z ~ N(W z + b_label, s^2 I_3); q(z|x) is the posterior, moved and widened.
 
     Keeps what it drew and how many latents it was given at most, for the tests to look at.
     """
 
-    supports = (PointSpace,)
     n_latents = 2
 
     def __init__(self, n_classes: int = 0, noise: float = 0.5) -> None:
@@ -84,20 +83,6 @@ class LinearGaussian(ApproximateDensity):
             log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1)
             rows.append(self.log_likelihood(x, z) + log_prior - q.log_prob(z))
         return torch.stack(rows)
-
-    def elbo(
-        self, x: Tensor, n_samples: int = 1, *, labels: Tensor | None = None, generator: Generator | None = None
-    ) -> Tensor:
-        return self.log_weights(x, n_samples, generator=generator).mean(0)
-
-    def kl(self, x: Tensor, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def phases(self) -> tuple[Phase, ...]:
-        return ()
-
-    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
-        raise NotImplementedError
 
 
 class Walled(LinearGaussian):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from stubs import Untrained, UntrainedApproximate, UntrainedImplicit
 from torch import Generator, Tensor
 
 from triptych.data.dataset import Dataset, Split, point_space_of
@@ -13,15 +14,7 @@ from triptych.errors import InputError
 from triptych.evaluation.evaluate import Evaluation, evaluate
 from triptych.evaluation.features import RandomConvFeatures
 from triptych.evaluation.results import Table
-from triptych.models.base import (
-    ApproximateDensity,
-    Batch,
-    GenerativeModel,
-    ImplicitDensity,
-    Loss,
-    Phase,
-    TractableDensity,
-)
+from triptych.models.base import TractableDensity
 from triptych.models.registry import create_model
 from triptych.spaces import ImageSpace, PointSpace
 
@@ -43,22 +36,8 @@ def digits() -> Dataset:
     return Dataset("digits", ImageSpace(1, 8, 8, 17), *parts, tuple("0123456789"))
 
 
-class Untrained(GenerativeModel):
-    """What a model needs and these tests do not."""
-
-    supports = (ImageSpace, PointSpace)
-
-    def phases(self) -> tuple[Phase, ...]:
-        return ()
-
-    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
-        raise NotImplementedError
-
-
-class Copier(Untrained, ImplicitDensity):
+class Copier(UntrainedImplicit):
     """Draws training items; of the wanted class, when conditional."""
-
-    n_latents = 1
 
     def __init__(self, dataset: Dataset, n_classes: int = 0) -> None:
         super().__init__(dataset.space, n_classes)
@@ -76,9 +55,6 @@ class Copier(Untrained, ImplicitDensity):
         assert self.classes is not None
         self.given.append(labels)
         return torch.stack([self.items[int((self.classes == label).nonzero()[0])] for label in labels])
-
-    def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
 
 
 class Uniform(Untrained, TractableDensity):
@@ -99,7 +75,7 @@ class Broken(Uniform):
         return nats
 
 
-class Bounded(Untrained, ApproximateDensity):
+class Bounded(UntrainedApproximate):
     """A bound that tightens with every draw, and a perfect reconstruction."""
 
     has_normal_prior = False
@@ -113,15 +89,6 @@ class Bounded(Untrained, ApproximateDensity):
         self, x: Tensor, n_samples: int, *, labels: Tensor | None = None, generator: Generator | None = None
     ) -> Tensor:
         return torch.full((n_samples, len(x)), -90.0)
-
-    def kl(self, x: Tensor, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
 
     def encode(
         self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
@@ -308,14 +275,9 @@ class Gaussian(Untrained, TractableDensity):
         return torch.randn(n, 2, generator=generator)
 
 
-class Diverged(Untrained, ImplicitDensity):
-    n_latents = 1
-
+class Diverged(UntrainedImplicit):
     def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
         return torch.full((n, 2), math.nan)
-
-    def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
 
 
 def test_points() -> None:

@@ -7,23 +7,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from stubs import UntrainedApproximate
 from torch import Generator, Tensor
 
 from triptych.data.dataset import Split
 from triptych.errors import InputError
 from triptych.evaluation.latents import LatentReport, describe, latent_report
 from triptych.models.approximate.vae import VAE
-from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
 from triptych.objectives.elbo import gaussian_kl
 from triptych.spaces import ImageSpace, PointSpace
 
 POINTS = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32) + 100  # Far off: variances must not cancel.
 
 
-class Copying(ApproximateDensity):
+class Copying(UntrainedApproximate):
     """q(z|x) = N(gains * x_0, variances): each latent copies the first coordinate with a gain of its own."""
-
-    supports = (PointSpace,)
 
     def __init__(self, gains: list[float], variances: list[float], n_classes: int = 0) -> None:
         super().__init__(PointSpace(2), n_classes)
@@ -41,34 +39,6 @@ class Copying(ApproximateDensity):
 
     def kl(self, x: Tensor, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
         return gaussian_kl(self.encode(x, labels), self.log_var.expand(len(x), -1))
-
-    def elbo(
-        self, x: Tensor, n_samples: int = 1, *, labels: Tensor | None = None, generator: Generator | None = None
-    ) -> Tensor:
-        raise NotImplementedError
-
-    def log_weights(
-        self, x: Tensor, n_samples: int, *, labels: Tensor | None = None, generator: Generator | None = None
-    ) -> Tensor:
-        raise NotImplementedError
-
-    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def phases(self) -> tuple[Phase, ...]:
-        return ()
-
-    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 256])

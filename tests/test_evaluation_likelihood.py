@@ -5,42 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from stubs import Untrained, UntrainedApproximate, UntrainedImplicit
 from torch import Generator, Tensor
 
 from triptych.data.dataset import Split
 from triptych.errors import InputError
 from triptych.evaluation import likelihood as likelihood_module
 from triptych.evaluation.likelihood import describe_non_finite, evaluate_likelihood, streamed_iwae, summarise
-from triptych.models.base import (
-    ApproximateDensity,
-    Batch,
-    GenerativeModel,
-    ImplicitDensity,
-    Likelihood,
-    Loss,
-    Phase,
-    TractableDensity,
-)
+from triptych.models.base import Likelihood, TractableDensity
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 SPACE = ImageSpace(1, 2, 3, 4)
 ITEMS = np.random.default_rng(0).integers(0, 4, size=(23, 1, 2, 3)).astype(np.uint8)
 LABELS = np.arange(23) % 3
-
-
-class Untrained(GenerativeModel):
-    """What a model needs and these tests do not."""
-
-    supports = (ImageSpace, PointSpace)
-
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def phases(self) -> tuple[Phase, ...]:
-        return ()
-
-    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
-        raise NotImplementedError
 
 
 class Factorial(Untrained, TractableDensity):
@@ -58,7 +35,7 @@ class Factorial(Untrained, TractableDensity):
         return rows.gather(1, x.flatten(1).long()).sum(1)
 
 
-class GaussianLatent(Untrained, ApproximateDensity):
+class GaussianLatent(UntrainedApproximate):
     """p(z) = N(0, 1), p(x|z) = N(z, 1), q(z|x) = N(x/2 + 0.3, 1/2): a little off the posterior N(x/2, 1/2)."""
 
     def log_weights(
@@ -69,35 +46,6 @@ class GaussianLatent(Untrained, ApproximateDensity):
         z = x / 2 + 0.3 + noise * 0.5**0.5
         log_q = -(noise**2) / 2 - 0.5 * math.log(2 * math.pi * 0.5)
         return -(z**2) / 2 - (x - z) ** 2 / 2 - math.log(2 * math.pi) - log_q
-
-    def elbo(
-        self, x: Tensor, n_samples: int = 1, *, labels: Tensor | None = None, generator: Generator | None = None
-    ) -> Tensor:
-        return self.log_weights(x, n_samples, generator=generator).mean(0)
-
-    def kl(self, x: Tensor, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def encode(
-        self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
-    ) -> Tensor:
-        return x / 2 + 0.3
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return z
-
-
-class Sampler(Untrained, ImplicitDensity):
-    n_latents = 1
-
-    def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
 
 
 def expected(model: Factorial, labels: np.ndarray) -> list[float]:
@@ -130,7 +78,7 @@ def test_kind_is_the_models_own() -> None:
 
 
 def test_an_implicit_density_has_none() -> None:
-    assert evaluate_likelihood(Sampler(SPACE), Split(ITEMS)) is None
+    assert evaluate_likelihood(UntrainedImplicit(SPACE), Split(ITEMS)) is None
 
 
 def test_large_images_go_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:

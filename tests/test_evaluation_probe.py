@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from stubs import Untrained
 from torch import Generator, Tensor, nn
 
 from triptych.data.dataset import Dataset, Split
@@ -33,17 +34,15 @@ from triptych.evaluation.probe import (
     purity,
     raw_features,
 )
-from triptych.models.base import Batch, GenerativeModel, LatentModel, Loss, Phase
+from triptych.models.base import GenerativeModel, LatentModel
 from triptych.models.registry import create_model, find_models, model_class
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 N_ITEMS = {"train": 240, "valid": 90, "test": 300}
 
 
-class Coded(LatentModel):
+class Coded(Untrained, LatentModel):
     """Codes are a given function of the data."""
-
-    supports = (PointSpace, ImageSpace)
 
     def __init__(self, space: Space, code: Callable[[Tensor], Tensor], n_latents: int, n_classes: int = 0) -> None:
         super().__init__(space, n_classes)
@@ -55,15 +54,6 @@ class Coded(LatentModel):
         return self.code(x)
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def phases(self) -> tuple[Phase, ...]:
-        return ()
-
-    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
         raise NotImplementedError
 
 

@@ -34,7 +34,7 @@ def test_the_penalty_is_weighed_by_gamma() -> None:
         model = model_of(ImageSpace(1, 8, 8, 17), gamma=gamma)
         loss = model.loss(batch, "discriminator", generator=torch.Generator().manual_seed(0))
         losses[gamma] = float(loss.total.detach()), {key: float(value) for key, value in loss.terms.items()}
-    assert losses[0.0][1]["r1"] == 0
+    assert "r1" not in losses[0.0][1]
     penalty = losses[1.0][1]["r1"]
     assert penalty > 0
     for gamma in (1.0, 5.0):
@@ -66,7 +66,7 @@ def test_levels_survive_scaling_and_rounding(levels: int) -> None:
     y = model.scale(x)
     assert -1 <= float(y.min()) <= float(y.max()) <= 1
     assert torch.equal(model.scale.inverse(y), x)
-    noisy = model._blur_levels(y, torch.Generator().manual_seed(0))
+    noisy = model.view(y, torch.Generator().manual_seed(0))
     assert float((noisy - y).abs().max()) <= min(1 / (levels - 1), 1 / 16) + 1e-6
     assert torch.equal(model.scale.inverse(y + 0.9 * (noisy - y)), x), "the noise stays within a level"
 
@@ -84,7 +84,7 @@ def test_any_size_can_be_drawn_and_judged(size: tuple[int, int]) -> None:
     model = model_of(space)
     x = model.sample(2)
     assert x.shape == (2, *space.shape)
-    assert model.judge(model.scale(x)).shape == (2,)
+    assert model.judge(model.scale(x)).logits.shape == (2,)
 
 
 @pytest.mark.parametrize("option", ["n_latents", "hidden", "critic_steps", "gamma"])

@@ -144,3 +144,9 @@ def test_wrong_options_are_refused() -> None:
         IWAE(SPACE, n_importance=0)
     with pytest.raises(InputError, match="network"):
         IWAE(PointSpace(2), network="residual")
+
+
+def test_draws_grow_by_the_same_factor_in_equal_times_up_to_the_share_of_the_warm_up() -> None:
+    model = IWAE(ImageSpace(1, 4, 4, 2), n_importance=49, importance_warmup=0.5, hidden=4, n_latents_above=2)
+    assert [model._n_draws(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == [1, 7, 49, 49]
+    assert IWAE(ImageSpace(1, 4, 4, 2), n_importance=5, hidden=4, n_latents_above=2)._n_draws(0.0) == 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import stripes
 from PIL import Image
+from stubs import Untrained
 from test_cli import triptych as command
 from test_contract import build
 from torch import Generator, Tensor
@@ -25,7 +27,7 @@ from triptych.data.pictures import GROUND, to_rgb
 from triptych.errors import InputError
 from triptych.evaluation.latents import latent_report
 from triptych.latent_use import choose_latents, latent_models, lerp, read_ends, read_items, slerp
-from triptych.models.base import Batch, GenerativeModel, LatentModel, Loss, Phase
+from triptych.models.base import GenerativeModel, LatentModel
 from triptych.models.registry import resolved_options
 from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.files import write_json, write_weights
@@ -35,11 +37,12 @@ GREY = ImageSpace(1, 8, 8, 4)
 PALETTE = ImageSpace(1, 8, 8, 4, ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255)))
 SCALE = 8  # screen pixels of a pixel of an 8x8 image, so that the image has 64
 
+Command = Callable[[str], tuple[int, str, str]]
+"""Runs a command line: status, output and errors."""
 
-class Shift(LatentModel):
+
+class Shift(Untrained, LatentModel):
     """z = 2 x + 1 + label: every path and every range can be told from the points that come out."""
-
-    supports = (PointSpace,)
 
     def __init__(self, dim: int, n_classes: int = 0) -> None:
         super().__init__(PointSpace(dim), n_classes)
@@ -60,12 +63,6 @@ class Shift(LatentModel):
 
     def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
         return self.decode(torch.randn((n, self.n_latents), generator=generator), labels)
-
-    def phases(self) -> tuple[Phase, ...]:
-        return ()
-
-    def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
-        raise NotImplementedError
 
 
 def points(n: int, dim: int, seed: int = 0) -> np.ndarray:
@@ -158,7 +155,7 @@ class TestEncode:
             return encode(x, *rest, **options)
 
         monkeypatch.setattr(model, "encode", listening)
-        monkeypatch.setattr("triptych.latent_use._MAX_SITES", 8 * 64 + 3)
+        monkeypatch.setattr("triptych.evaluation.likelihood._MAX_SITES", 8 * 64 + 3)
         np.testing.assert_allclose(triptych.encode(model, images), z, atol=1e-5)
         assert sizes == [8, 8, 4]
 
@@ -450,10 +447,13 @@ class TestItems:
         assert a.labels is not None
 
 
+@pytest.fixture
 def run_command(
-    line: str, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> tuple[int, str, str]:
-    return command(shlex.split(line.replace("RUNS", str(runs))), capsys, monkeypatch)
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Runs a command line in an empty folder; in it RUNS stands for the folder of runs."""
+    monkeypatch.chdir(tmp_path)
+    return lambda line: command(shlex.split(line.replace("RUNS", str(runs))), capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -480,17 +480,8 @@ def run_command(
         ("traverse RUNS/points --dims 0,1", "9 x 9 items", "traverse.png"),
     ],
 )
-def test_the_verbs_do_what_they_say(
-    line: str,
-    words: str,
-    made: str,
-    runs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run_command(line, runs, capsys, monkeypatch)
+def test_the_verbs_do_what_they_say(line: str, words: str, made: str, run_command: Command, tmp_path: Path) -> None:
+    code, out, err = run_command(line)
     assert code == 0, err
     assert words in out
     assert out.splitlines()[-1].endswith(f"-> {made}")
@@ -558,16 +549,8 @@ def test_the_verbs_do_what_they_say(
         ("traverse RUNS/classes --dims 0 --labels each", "label"),
     ],
 )
-def test_wrong_input_gets_one_line_and_status_2(
-    line: str,
-    word: str,
-    runs: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, out, err = run_command(line, runs, capsys, monkeypatch)
+def test_wrong_input_gets_one_line_and_status_2(line: str, word: str, run_command: Command, tmp_path: Path) -> None:
+    code, out, err = run_command(line)
     assert code == 2, out
     assert word in err
     assert len(err.strip().splitlines()) == 1
@@ -575,11 +558,8 @@ def test_wrong_input_gets_one_line_and_status_2(
     assert not list(tmp_path.iterdir()), "nothing may be written"
 
 
-def test_codes_of_a_command_are_those_of_the_model(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run_command("encode RUNS/classes --split train --items 5,2", runs, capsys, monkeypatch)[0] == 0
+def test_codes_of_a_command_are_those_of_the_model(runs: Path, run_command: Command) -> None:
+    assert run_command("encode RUNS/classes --split train --items 5,2")[0] == 0
     x, y = triptych.load_data(runs / "images.npz", levels=4).train.read(np.array([5, 2]))
     model = triptych.load(runs / "classes")
     assert isinstance(model, LatentModel)
@@ -590,10 +570,7 @@ def test_codes_of_a_command_are_those_of_the_model(
         assert file["indices"].tolist() == [5, 2]
 
 
-def test_the_commands_of_the_page_run(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_commands_of_the_page_run(run_command: Command) -> None:
     text = (Path(__file__).parent.parent / "docs" / "latents.md").read_text(encoding="utf-8")
     lines = re.findall(r"^triptych (.*)$", "".join(re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S)), re.M)
     assert {line.split()[0] for line in lines} == {"fit", "encode", "reconstruct", "interpolate", "traverse"}
@@ -607,7 +584,7 @@ def test_the_commands_of_the_page_run(
             model = triptych.create_model(verb.model, data.space, n_classes=n_classes)
             save_run(folder, verb.model, data, n_classes, model)
             continue
-        code, _, err = command(words, capsys, monkeypatch)
+        code, _, err = run_command(line)
         assert code == 0, f"{line}\n{err}"
     names: dict[str, Any] = {}
     (example,) = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)

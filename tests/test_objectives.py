@@ -46,6 +46,6 @@ def test_r1_is_the_squared_gradient() -> None:
         shift = torch.zeros(3, dtype=torch.float64)
         shift[i] = step
         numeric += ((logit(x.detach() + shift) - logit(x.detach() - shift)) / (2 * step)).square().mean()
-    penalty = adversarial.r1_penalty(logit(x), x)
+    penalty = adversarial.zero_centred_penalty(logit(x), x)
     assert float(penalty.detach()) == pytest.approx(float(numeric), rel=1e-5)
     assert penalty.requires_grad

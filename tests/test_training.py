@@ -559,20 +559,56 @@ def test_first_difference_names_the_field() -> None:
     assert first_difference({"a": 1}, {}) == "a was 1 and is now None"
 
 
-def test_steps_with_outlying_gradients_are_not_taken_and_too_many_of_them_end_the_training(
-    tiny: Dataset, tmp_path: Path
+def test_a_gradient_is_shortened_relative_to_its_usual_length(tiny: Dataset, tmp_path: Path) -> None:
+    run = trainer("vae", tiny, tmp_path / "run", budget="1steps", validations=0)
+    (phase,) = (dataclasses.replace(phase, clip_ratio=2.0) for phase in run.phases)
+
+    def clipped(length: float) -> float:
+        for parameter in phase.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        phase.parameters[0].grad.view(-1)[0] = length
+        terms: dict[str, torch.Tensor] = {}
+        assert run._clip(phase, terms)
+        assert float(terms["gradient_norm/bound"]) == pytest.approx(length), "logged as it was"
+        return float(phase.parameters[0].grad.norm())
+
+    assert clipped(300.0) == pytest.approx(300.0), "the first one says what is usual"
+    assert clipped(100.0) == pytest.approx(100.0)
+    usual = 0.95 * 300 + 0.05 * 100
+    assert run.gradient_norms == {"bound": pytest.approx(usual)}
+    assert clipped(1e6) == pytest.approx(2 * usual, rel=1e-4)
+    assert run.gradient_norms == {"bound": pytest.approx(0.95 * usual + 0.05 * 2 * usual)}, "an outlier counts as cut"
+
+
+def test_steps_whose_gradient_is_not_finite_are_not_taken_and_too_many_of_them_end_the_training(
+    tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def infinite(*args: object, **kwargs: object) -> torch.Tensor:
+        return torch.tensor(torch.inf)
+
+    monkeypatch.setattr(torch.nn.utils, "get_total_norm", infinite)
     run = trainer("vae", tiny, tmp_path / "few", budget="10steps", validations=0, log_every=1)
-    run.phases = tuple(dataclasses.replace(phase, skip_norm=1e-9) for phase in run.phases)
     start = {name: parameter.clone() for name, parameter in run.model.named_parameters()}
     run.fit()
     assert all(torch.equal(parameter, start[name]) for name, parameter in run.model.named_parameters())
     assert [line["skipped/bound"] for line in records(tmp_path / "few") if "skipped/bound" in line] == [1.0] * 10
     run = trainer("vae", tiny, tmp_path / "many", budget="200steps", validations=0)
-    run.phases = tuple(dataclasses.replace(phase, skip_norm=1e-9) for phase in run.phases)
-    with pytest.raises(TrainingStopped, match=r"gradient has been too long for 50 steps.*learning-rate"):
+    with pytest.raises(TrainingStopped, match=r"gradient has not been finite for 50 steps.*learning-rate"):
         run.fit()
+    monkeypatch.undo()
     run = trainer("vae", tiny, tmp_path / "none", budget="10steps", validations=0, log_every=1)
-    run.phases = tuple(dataclasses.replace(phase, skip_norm=1e9) for phase in run.phases)
     run.fit()
     assert [line["skipped/bound"] for line in records(tmp_path / "none") if "skipped/bound" in line] == [0.0] * 10
+
+
+def test_weights_are_clamped_after_each_step_of_a_phase_that_says_so(tiny: Dataset, tmp_path: Path) -> None:
+    run = trainer("gan", tiny, tmp_path / "run", budget="3steps", validations=0, ema_decay=0.0)
+    run.phases = tuple(
+        dataclasses.replace(phase, clip_weights=0.01 if phase.name == "discriminator" else 0.0) for phase in run.phases
+    )
+    run.fit()
+    discriminator, generator = (
+        max(float(p.detach().abs().max()) for p in phase.parameters) for phase in run.model.phases()
+    )
+    assert discriminator == pytest.approx(0.01)
+    assert generator > 0.05

@@ -39,7 +39,7 @@ def log_joint(model: VQVAE, label: int | None = None) -> Tensor:
     x, grids = all_images(model.space), all_images(model.code_space)
     y = None if label is None else torch.full((len(grids),), label)
     log_prior = model.log_prior(grids, y)
-    outputs = model.decoder_output(model.entries(grids[:, 0]), y)
+    outputs = model.decoded(model.entries(grids[:, 0]), y)
     rows = [model.observation.log_prob(outputs, image.expand(len(grids), *image.shape)) for image in x]
     return (torch.stack(rows) + log_prior).double()
 
@@ -136,10 +136,10 @@ def test_the_decoders_gradient_reaches_the_encoder_unchanged() -> None:
     features = model.features(x).detach().requires_grad_()
     _, entries = model.nearest(features)
     assert torch.equal(entries, model.entries(model.codes(x)[:, 0])), "forward is the entry itself"
-    model.observation.log_prob(model.decoder_output(entries), x).sum().backward()
+    model.observation.log_prob(model.decoded(entries), x).sum().backward()
     assert features.grad is not None
     leaf = entries.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(model.observation.log_prob(model.decoder_output(leaf), x).sum(), leaf)
+    (gradient,) = torch.autograd.grad(model.observation.log_prob(model.decoded(leaf), x).sum(), leaf)
     assert float(gradient.abs().sum()) > 0
     assert torch.equal(features.grad, gradient)
     z = model.encode(x).detach().requires_grad_()
@@ -153,7 +153,7 @@ def test_gradients_of_the_decoder_agree_with_finite_differences() -> None:
     entries = torch.randn((2, 2, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def reconstruction(e: Tensor) -> Tensor:
-        return model.decoder_output(e).log_softmax(1).gather(1, x).sum()  # in float64, to difference it
+        return model.decoded(e).log_softmax(1).gather(1, x).sum()  # in float64, to difference it
 
     leaf = entries.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(reconstruction(leaf), leaf)

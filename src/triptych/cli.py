@@ -153,35 +153,30 @@ class Complete:
     data: OmitArgPrefixes[DataConfig] = DataConfig()
 
     def run(self) -> None:
-        import numpy as np
-
         from triptych import api
         from triptych.completion import complete, read_originals
+        from triptych.data.dataset import Split
         from triptych.drawing import check_autoregressive
+        from triptych.latent_use import with_label
 
         model = check_autoregressive(api.load(self.run_folder))
         items = None if self.items is None else parse_items(self.items)
         originals = read_originals(
             self.run_folder, model.space, self.source, items=items, split=self.split, data=self.data
         )
-        labels = originals.labels if model.n_classes else None
-        if self.label is not None:
-            labels = np.full(len(originals.images), self.label)
-        elif model.n_classes and labels is None:
-            raise InputError(f"This model is class-conditional; give --label 0 .. {model.n_classes - 1}.")
+        labelled = with_label(model, Split(originals.images, originals.labels), self.label)
         done = complete(
             model,
             originals.images,
             keep=self.keep,
             n=self.n,
-            labels=labels,
+            labels=labelled.labels if model.n_classes else None,
             seed=self.seed,
             out=self.out,
             animate=self.animate,
             **dataclasses.asdict(self.draw),
         )
-        for note in originals.notes:
-            print(f"triptych: {note}", file=sys.stderr)
+        _tell_notes(originals.notes)
         print("\n".join(done.describe(originals.names)))
         print(f"{self.n} completions each of {len(originals.images)} images -> {self.out}")
         _tell_how(self.draw, self.animate, "p(rest | kept)")
@@ -401,19 +396,18 @@ class Score:
 
     def run(self) -> None:
         from triptych import api
+        from triptych.completion import read_dataset
         from triptych.evaluation.likelihood import summarise
         from triptych.models.base import ApproximateDensity
-        from triptych.training.run import read_config
 
         model = api.load(self.run_folder)
-        data = _load(self.source, self.data)
+        data, notes = read_dataset(self.run_folder, self.source, self.data)
         if isinstance(data.space, ImageSpace) and data.space != model.space:
             raise InputError(f"{self.source} holds {data.space}; {self.run_folder} models {model.space}.")
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             raise InputError(f"--out {self.out} is no file that can be written; give another.")
-        if data.checksum != read_config(self.run_folder)["data"]["checksum"] and self.split != "all":
-            note = "not the data set (or split) of the training: these items may have been trained on"
-            print(f"triptych: {self.source} is {note}", file=sys.stderr)
+        if self.split != "all":
+            _tell_notes(notes)
         split = api.choose_split(data, self.split)
         if self.annealed:
             likelihood = self._anneal(model, split)
@@ -552,15 +546,13 @@ class Probe:
 
     def run(self) -> None:
         from triptych import api
+        from triptych.completion import read_dataset
         from triptych.evaluation.probe import describe, probe
         from triptych.models.registry import create_model
         from triptych.training.run import read_run
 
         model, config = read_run(self.run_folder)
-        given = self.source is not None
-        if not given and self.data != DataConfig():
-            raise InputError("The data of the run is read as for its training; leave out how to, or name a source.")
-        data = _load(self.source, self.data) if self.source is not None else api.data_of(config, self.run_folder)
+        data, _ = read_dataset(self.run_folder, self.source, self.data)
         with api.telling(not self.json) as tell:
             found = probe(
                 model,

@@ -23,7 +23,7 @@ from triptych.data.dataset import Dataset, level_dtype
 from triptych.data.decode import EXTENSIONS
 from triptych.data.load import load_data
 from triptych.data.parts import Parts
-from triptych.data.pictures import GROUND, image_grid, read_picture, save_picture
+from triptych.data.pictures import image_grid, joined, read_picture, save_picture, scale_for
 from triptych.drawing import (
     Bar,
     check_autoregressive,
@@ -41,8 +41,6 @@ from triptych.spaces import ImageSpace
 from triptych.training.run import read_config
 
 SplitName = Literal["train", "valid", "test", "all"]
-
-_LEAST_CELL = 64  # screen pixels of an image's shorter side in the picture that is written
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +166,8 @@ def complete(
     )
     grid = partial(_grid, given=given, kept=kept, space=space)
     if out is not None and out.suffix.lower() == ".png":
-        scale = max(1, math.ceil(_LEAST_CELL / min(space.height, space.width)))
-        save_picture(grid(drawn, np.ones(drawn[:, 0].shape, np.bool_), n=n, scale=scale), out, comment)
+        whole = np.ones(drawn[:, 0].shape, np.bool_)
+        save_picture(grid(drawn, whole, n=n, scale=scale_for(space)), out, comment)
     elif out is not None:
         arrays = {
             "images": completions.images,
@@ -216,11 +214,7 @@ def _grid(
     parts_shown = np.tile(np.stack([np.ones_like(kept), kept]), (n_rows, 1, 1))
     left = image_grid(both, space, 2, scale=scale, drawn=parts_shown)
     right = image_grid(completions, space, n, scale=scale, drawn=drawn)
-    gap = scale * max(1, space.width // 8)
-    picture = Image.new("RGB", (left.width + gap + right.width, left.height), GROUND)
-    picture.paste(left, (0, 0))
-    picture.paste(right, (left.width + gap, 0))
-    return picture
+    return joined([left, right], space, scale)
 
 
 def n_sites_kept(keep: str, space: ImageSpace) -> int:
@@ -303,8 +297,8 @@ def read_originals(
         _refuse(data, ("size", "crop"), "one image, which is brought to the model's levels and colours")
         if items is not None or split is not None:
             raise InputError(f"{source} is one image; leave items and split out.")
-        image, notes = read_picture(path, space, size=data.to_arguments()["size"], crop=data.crop)
-        return Originals(image, None, (path.name,), tuple(f"{source}: {note}" for note in notes))
+        image, changes = read_picture(path, space, size=data.to_arguments()["size"], crop=data.crop)
+        return Originals(image, None, (path.name,), tuple(f"{source}: {change}" for change in changes))
     if suffix in (".npy", ".npz"):
         # Floats have no levels of their own; integers must be the model's unless levels says to convert them.
         levels = space.levels if data.levels is None and _holds_floats(path) else data.levels
@@ -314,14 +308,27 @@ def read_originals(
             if split is not None:
                 raise InputError(f"{source} has no splits; leave split out.")
             return _of_file(path, parts, space, class_names, items)
-    dataset = load_data(source, **data.to_arguments())
+    dataset, notes = read_dataset(run, source, data)
     if dataset.space != space:
         raise InputError(f"{source} holds {dataset.space}; {run} models {space}.")
-    originals = _of_split(dataset, class_names, items, split)
+    return _of_split(dataset, class_names, items, split, notes)
+
+
+def read_dataset(run: str | Path, source: str | None, data: DataConfig) -> tuple[Dataset, tuple[str, ...]]:
+    """The data of a run, or another data set with a note for the person if it is not that of the training.
+
+    Raises:
+        InputError: If it cannot be read, or how to read the data of the run is given.
+    """
+    config = read_config(Path(run))
+    if source is None:
+        if data != DataConfig():
+            raise InputError("The data of the run is read as for its training; leave out how to, or name a source.")
+        return data_of(config, run), ()
+    dataset = load_data(source, **data.to_arguments())
     if dataset.checksum == config["data"]["checksum"]:
-        return originals
-    note = f"{source} is not the data set (or split) of the training: these items may have been trained on"
-    return dataclasses.replace(originals, notes=(note,))
+        return dataset, ()
+    return dataset, (f"{source} is not the data set (or split) of the training: these items may have been trained on",)
 
 
 def _refuse(data: DataConfig, allowed: Sequence[str], what: str) -> None:
@@ -344,14 +351,18 @@ def _holds_floats(path: Path) -> bool:
 
 
 def _of_split(
-    dataset: Dataset, class_names: Sequence[str], items: Sequence[int] | None, split: SplitName | None
+    dataset: Dataset,
+    class_names: Sequence[str],
+    items: Sequence[int] | None,
+    split: SplitName | None,
+    notes: tuple[str, ...] = (),
 ) -> Originals:
     name = split or "test"
     whole = choose_split(dataset, name)
-    chosen = _positions(items, len(whole), f"the {name} split of {dataset.name}" if name != "all" else dataset.name)
+    chosen = positions(items, len(whole), describe_split(dataset, name), most=4)
     images, labels = whole.read(chosen)
     names = tuple(f"{name} {position}" for position in chosen)
-    return Originals(images, _as_trained(labels, dataset.class_names, class_names), names)
+    return Originals(images, as_trained(labels, dataset.class_names, class_names), names, notes)
 
 
 def _of_file(
@@ -363,7 +374,7 @@ def _of_file(
     if parts.space.shape != space.shape or parts.space.palette not in (None, space.palette):
         raise InputError(f"{path} holds {parts.space}; the model is of {space}.")
     whole = parts.splits["all"]
-    chosen = _positions(items, len(whole), str(path))
+    chosen = positions(items, len(whole), str(path), most=4)
     images, labels = whole.read(chosen)
     if images.max() >= space.levels:
         remedy = "" if space.palette else f"; give --levels {space.levels} to bring them to its levels"
@@ -372,20 +383,32 @@ def _of_file(
         )
     names = tuple(f"{path.name} {position}" for position in chosen)
     notes = tuple(f"{path}: {note}" for note in parts.repaired)
-    return Originals(images, _as_trained(labels, parts.class_names, class_names), names, notes)
+    return Originals(images, as_trained(labels, parts.class_names, class_names), names, notes)
 
 
-def _positions(items: Sequence[int] | None, n: int, what: str) -> np.ndarray:
-    """Positions asked for among n items, or the first four."""
+def describe_split(dataset: Dataset, name: SplitName) -> str:
+    """What items of a split are chosen from, for messages."""
+    return dataset.name if name == "all" else f"the {name} split of {dataset.name}"
+
+
+def positions(items: Sequence[int] | None, n: int, what: str, most: int | None = None) -> np.ndarray:
+    """Positions asked for among n items, int64, counted from 0, or without any the first ones.
+
+    Arguments:
+        what: The items, for the message.
+        most: How many the first ones are; None for all.
+    Raises:
+        InputError: If there is no such item.
+    """
     if items is None:
-        return np.arange(min(4, n))
+        return np.arange(n)[:most]
     for position in items:
         if not 0 <= position < n:
             raise InputError(f"There is no item {position} in {what}, which has {n}; count from 0.")
     return np.array(items, dtype=np.int64)
 
 
-def _as_trained(
+def as_trained(
     labels: np.ndarray | None, class_names: Sequence[str] | None, trained: Sequence[str]
 ) -> np.ndarray | None:
     """Labels as numbers of the classes that the model was trained on; None if it does not know them all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,19 +13,18 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from triptych.api import choose_split, data_of, load, write_arrays
-from triptych.completion import SplitName, read_originals
+from triptych.api import choose_split, load, write_arrays
+from triptych.completion import SplitName, as_trained, describe_split, positions, read_dataset, read_originals
 from triptych.config import DataConfig
 from triptych.data.arrays import read_npy, read_npz
 from triptych.data.dataset import Split, merged
 from triptych.data.decode import EXTENSIONS
-from triptych.data.load import load_data
 from triptych.data.parts import subset
-from triptych.data.pictures import GROUND, image_grid, save_picture, save_points
+from triptych.data.pictures import image_grid, joined, save_picture, save_points, scale_for
 from triptych.drawing import check_file, check_seed, read_labels
 from triptych.errors import InputError
-from triptych.evaluation.latents import latent_report
-from triptych.evaluation.likelihood import evaluate_likelihood
+from triptych.evaluation.latents import encoded, latent_report
+from triptych.evaluation.likelihood import blocks, evaluate_likelihood
 from triptych.models.base import ApproximateDensity, GenerativeModel, ImplicitDensity, LatentModel
 from triptych.models.registry import find_models, model_class
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -34,8 +33,6 @@ from triptych.training.run import read_config
 Data = np.ndarray | Tensor | Split
 """Images, integers 0 .. levels-1, (N, C, H, W), or points, (N, dim); or a split, which brings its labels."""
 
-_LEAST_CELL = 64  # screen pixels of an image's shorter side in the pictures that are written
-_MAX_SITES = 1 << 20  # pixels of all images that a network sees at once
 _COLUMNS = 10  # originals in a row of the picture of reconstructions
 _PARALLEL = 1e-6  # sine of the angle between two latents below which no great circle joins them
 
@@ -55,17 +52,13 @@ class Chosen:
     notes: tuple[str, ...] = ()
     """What a person should know of how they were read."""
 
-    def take(self, items: Sequence[int]) -> Chosen:
-        """Some of them, by place, counted from 0.
+    def take(self, items: Sequence[int] | None, most: int | None = None) -> Chosen:
+        """Some of them, by place, as `positions` says.
 
         Raises:
             InputError: If there is no such item.
         """
-        n = len(self.split)
-        for item in items:
-            if not 0 <= item < n:
-                raise InputError(f"There is no item {item} in {self.what}, which has {n}; count from 0.")
-        places = np.array(items, dtype=np.int64)
+        places = positions(items, len(self.split), self.what, most)
         names = tuple(self.names[place] for place in places)
         return Chosen(subset(self.split, places), self.indices[places], names, self.what, self.notes)
 
@@ -100,8 +93,7 @@ def read_items(
         if not isinstance(space, ImageSpace):
             raise InputError(f"{source} is an image; {run} models {space}.")
         return _of_originals(run, space, str(source), [0], items, split, data)
-    config = read_config(Path(run))
-    trained = config.get("class_names", [])
+    trained = read_config(Path(run)).get("class_names", [])
     if path is not None and suffix in (".npy", ".npz"):
         parts = read_npy(path, data.levels) if suffix == ".npy" else read_npz(path, data.levels)
         if "all" in parts.splits and (parts.space is None) != isinstance(space, PointSpace):
@@ -113,21 +105,13 @@ def read_items(
             if split is not None or data != DataConfig():
                 raise InputError(f"{source} holds points without splits, taken as they are; leave all else out.")
             return _of_split(parts.splits["all"], path.name, str(source), parts.class_names, trained, items, most)
-    note: tuple[str, ...] = ()
-    if source is None:
-        if data != DataConfig():
-            raise InputError("The data of the run is read as for its training; leave out how to, or name a source.")
-        dataset = data_of(config, run)
-    else:
-        dataset = load_data(source, **data.to_arguments())
-        if dataset.checksum != config["data"]["checksum"]:
-            note = (f"{source} is not the data set (or split) of the training: these items may have been trained on",)
+    dataset, notes = read_dataset(run, source, data)
     # Where points lie is measured on each data set, and the model keeps its own measure.
     if dataset.space.shape != space.shape or (isinstance(space, ImageSpace) and dataset.space != space):
         raise InputError(f"{source or 'The data of the run'} holds {dataset.space}; {run} models {space}.")
     name = split or "test"
-    what = dataset.name if name == "all" else f"the {name} split of {dataset.name}"
-    return _of_split(choose_split(dataset, name), name, what, dataset.class_names, trained, items, most, note)
+    what = describe_split(dataset, name)
+    return _of_split(choose_split(dataset, name), name, what, dataset.class_names, trained, items, most, notes)
 
 
 def _of_originals(
@@ -154,12 +138,11 @@ def _of_split(
     notes: tuple[str, ...] = (),
 ) -> Chosen:
     """Items of a split, with labels as numbers of the model's classes, or none if it does not know them all."""
-    labels = None
-    if whole.labels is not None and class_names and set(class_names) <= set(trained):
-        labels = np.array([trained.index(class_name) for class_name in class_names])[whole.labels]
+    numbers = as_trained(np.arange(len(class_names or ())), class_names, trained)
+    labels = None if whole.labels is None or numbers is None else numbers[whole.labels]
     n = len(whole)
     chosen = Chosen(Split(whole.items, labels), np.arange(n), tuple(f"{name} {i}" for i in range(n)), what, notes)
-    return chosen.take(range(n)[:most] if items is None else items)
+    return chosen.take(items, most)
 
 
 def read_ends(
@@ -287,7 +270,7 @@ def encode(
     indices = np.arange(len(split)) if indices is None else np.asarray(indices)
     if indices.shape != (len(split),):
         raise InputError(f"indices have shape {indices.shape}; {len(split)} items need ({len(split)},).")
-    z = _codes(model, split, sample=sample, seed=seed)
+    z = encoded(model, split, sample=sample, seed=seed)
     if out is not None:
         arrays = {"z": z, "indices": indices, **({} if split.labels is None else {"labels": split.labels})}
         write_arrays(Path(out), arrays, "z: draws from q(z|x)" if sample else "z: means of q(z|x)")
@@ -353,7 +336,7 @@ def reconstruct(
         check_out(out, space)
     split = _as_split(model, items, labels)
     originals = _read(space, split, slice(None))
-    reconstructed = _decoded(model, _codes(model, split), split.labels if model.n_classes else None)
+    reconstructed = _decoded(model, encoded(model, split), split.labels if model.n_classes else None)
     likelihood = evaluate_likelihood(model, Split(originals, split.labels), seed=seed)
     errors, error_name = _errors(originals, reconstructed, space)
     bound = None if likelihood is None else likelihood.nats.numpy()
@@ -509,7 +492,7 @@ def _ends_from_items(
                 " class, or the label to decode the path in."
             )
         of_pairs = first
-    ends = torch.from_numpy(np.stack([_codes(model, split) for split in splits]))
+    ends = torch.from_numpy(np.stack([encoded(model, split) for split in splits]))
     return ends, of_pairs, np.stack([_read(model.space, split, slice(None)) for split in splits], 1)
 
 
@@ -605,7 +588,7 @@ def traverse(
             )
         split = split if split.labels is not None else with_label(model, split, None if label == "all" else label)
         own = int(split.labels[0]) if split.labels is not None and model.n_classes else None
-        base = _codes(model, split)
+        base = encoded(model, split)
     values = np.linspace(-extent, extent, steps, dtype=np.float32)
     n_rows = steps if len(dims) == 2 else model.n_classes if label == "all" else 1
     z = np.tile(base, (n_rows, steps, 1))
@@ -626,7 +609,7 @@ def traverse(
             Path(out),
             space,
             arrays,
-            lambda images: image_grid(flat, images, steps, scale=_scale(images)),
+            lambda images: image_grid(flat, images, steps, scale=scale_for(images)),
             flat,
             np.repeat(np.arange(n_rows), steps),
             f"latents {', '.join(map(str, dims))} from {-extent:g} to {extent:g}",
@@ -668,7 +651,7 @@ def choose_latents(
     if values is None:
         what = "variance of encoded means"
         places = np.sort(np.random.default_rng(seed).permutation(len(split))[:max_items])
-        values = _codes(model, subset(split, places), seed=seed).astype(np.float64).var(0)
+        values = encoded(model, subset(split, places), seed=seed).astype(np.float64).var(0)
     dims = np.argsort(-values, kind="stable")[:n].tolist()
     shown = ", ".join(f"{dim} ({values[dim]:.3g})" for dim in dims)
     return dims, f"latents of the largest {what}: {shown}"
@@ -700,41 +683,15 @@ def _read(space: Space, split: Split, part: slice) -> np.ndarray:
     return items
 
 
-def _blocks(n: int, space: Space) -> Iterator[slice]:
-    """0 .. n in blocks that a network can take at once in bounded memory."""
-    n_sites = space.height * space.width if isinstance(space, ImageSpace) else 1
-    size = min(256, max(1, _MAX_SITES // n_sites))
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
-
-
-@torch.no_grad()
-def _codes(model: LatentModel, split: Split, *, sample: bool = False, seed: int = 0) -> np.ndarray:
-    """Latents of the items, float32, (N, n_latents)."""
-    generator = Generator(model.device).manual_seed(seed)
-    z = np.empty((len(split), model.n_latents), np.float32)
-    for block in _blocks(len(split), model.space):
-        x = torch.as_tensor(_read(model.space, split, block), device=model.device)
-        labels = None
-        if model.n_classes and split.labels is not None:
-            labels = torch.as_tensor(split.labels[block], device=model.device)
-        z[block] = model.encode(x, labels, sample=sample, generator=generator).float().cpu().numpy()
-    return z
-
-
 @torch.no_grad()
 def _decoded(model: LatentModel | ImplicitDensity, z: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """What the latents (N, n_latents) stand for, in data units, (N, *space.shape)."""
     decode = model.decode if isinstance(model, LatentModel) else model.generate
     parts = []
-    for block in _blocks(len(z), model.space):
+    for block in blocks(len(z), model.space):
         own = None if labels is None else torch.as_tensor(labels[block], device=model.device)
         parts.append(decode(torch.as_tensor(z[block], device=model.device), own).cpu().numpy())
     return np.concatenate(parts)
-
-
-def _scale(space: ImageSpace) -> int:
-    return max(1, math.ceil(_LEAST_CELL / min(space.height, space.width)))
 
 
 def _picture_of_pairs(originals: np.ndarray, reconstructed: np.ndarray, space: ImageSpace) -> Image.Image:
@@ -742,31 +699,17 @@ def _picture_of_pairs(originals: np.ndarray, reconstructed: np.ndarray, space: I
     strips = []
     for start in range(0, len(originals), _COLUMNS):
         pair = [images[start : start + _COLUMNS] for images in (originals, reconstructed)]
-        strips.append(image_grid(np.concatenate(pair), space, len(pair[0]), scale=_scale(space)))
-    return _joined(strips, space, down=True)
+        strips.append(image_grid(np.concatenate(pair), space, len(pair[0]), scale=scale_for(space)))
+    return joined(strips, space, scale_for(space), down=True)
 
 
 def _picture_of_paths(items: np.ndarray, originals: np.ndarray | None, space: ImageSpace) -> Image.Image:
     """A path a row; where the ends are items, those left and right of it."""
-    paths = image_grid(items.reshape(-1, *space.shape), space, items.shape[1], scale=_scale(space))
+    paths = image_grid(items.reshape(-1, *space.shape), space, items.shape[1], scale=scale_for(space))
     if originals is None:
         return paths
-    left, right = (image_grid(originals[:, end], space, 1, scale=_scale(space)) for end in (0, 1))
-    return _joined([left, paths, right], space, down=False)
-
-
-def _joined(pictures: Sequence[Image.Image], space: ImageSpace, *, down: bool) -> Image.Image:
-    """Pictures below or beside each other, with a gap between."""
-    gap = _scale(space) * max(1, space.width // 8)
-    widths, heights = [picture.width for picture in pictures], [picture.height for picture in pictures]
-    room = gap * (len(pictures) - 1)
-    size = (max(widths), sum(heights) + room) if down else (sum(widths) + room, max(heights))
-    whole = Image.new("RGB", size, GROUND)
-    place = 0
-    for picture in pictures:
-        whole.paste(picture, (0, place) if down else (place, 0))
-        place += gap + (picture.height if down else picture.width)
-    return whole
+    left, right = (image_grid(originals[:, end], space, 1, scale=scale_for(space)) for end in (0, 1))
+    return joined([left, paths, right], space, scale_for(space))
 
 
 def _write(

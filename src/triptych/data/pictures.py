@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from triptych.spaces import ImageSpace, Space
 
 GROUND = (232, 232, 232)
 """Colour between images: light, yet told from a white one."""
-_LEAST_CELL = 32
 _BLANK = (120, 144, 180)  # no grey, so that it is told from every grey image
 _FAR = 64  # colours this far apart (Euclidean distance in RGB) are told from each other
 
@@ -106,7 +105,7 @@ def image_grid(
     space.check(images)
     height, width = space.height, space.width
     if scale is None:
-        scale = max(1, math.ceil(_LEAST_CELL / min(height, width)))
+        scale = scale_for(space, 32)
     n_rows = max(1, math.ceil(len(images) / n_columns))
     canvas = np.full(
         ((height + padding) * n_rows + padding, (width + padding) * n_columns + padding, 3), GROUND, np.uint8
@@ -120,6 +119,25 @@ def image_grid(
             top, left = padding + row * (height + padding), padding + column * (width + padding)
             canvas[top : top + height, left : left + width] = image
     return Image.fromarray(canvas.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def scale_for(space: ImageSpace, least: int = 64) -> int:
+    """Screen pixels per pixel: the fewest that make an image `least` wide and high."""
+    return max(1, math.ceil(least / min(space.height, space.width)))
+
+
+def joined(pictures: Sequence[Image.Image], space: ImageSpace, scale: int, *, down: bool = False) -> Image.Image:
+    """Grids of images of that scale beside or below each other, with an eighth of an image's width between."""
+    gap = scale * max(1, space.width // 8)
+    widths, heights = [picture.width for picture in pictures], [picture.height for picture in pictures]
+    room = gap * (len(pictures) - 1)
+    size = (max(widths), sum(heights) + room) if down else (sum(widths) + room, max(heights))
+    whole = Image.new("RGB", size, GROUND)
+    place = 0
+    for picture in pictures:
+        whole.paste(picture, (0, place) if down else (place, 0))
+        place += gap + (picture.height if down else picture.width)
+    return whole
 
 
 def columns_for(n: int) -> int:

@@ -19,8 +19,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import NamedTuple
@@ -30,7 +29,8 @@ from torch import Generator, Tensor
 
 from triptych.data.dataset import Split
 from triptych.errors import InputError
-from triptych.models.base import ApproximateDensity, GenerativeModel, Likelihood
+from triptych.evaluation.likelihood import evaluation_mode, read_batch
+from triptych.models.base import ApproximateDensity, Likelihood
 
 _SHARPNESS = 4.0  # Of the schedule's sigmoid, as both papers have it.
 _ACCEPTANCE = 0.65  # Share of accepted proposals at which Hamiltonian chains go furthest (arXiv:1206.1901, sec. 4.4).
@@ -118,7 +118,7 @@ def ais(
     _check_prior(model)
     model.space.check(x)
     labels = model.check_labels(len(x), labels, draw=False)
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         target = _Target.of(model, x, labels, settings.n_chains)
         steps = _tuned_steps(target, settings, generator)
         z = torch.randn((len(target.x), model.n_latents), generator=generator, device=model.device)
@@ -161,7 +161,7 @@ def bracket(
     labels = model.check_labels(n, labels, draw=True, generator=generator)
     betas = schedule(settings.n_temperatures)
     lower, upper = [], []
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         for start in range(0, n, batch_size):
             some = None if labels is None else labels[start : start + batch_size]
             truth = torch.randn((min(batch_size, n - start), model.n_latents), generator=generator, device=model.device)
@@ -203,13 +203,10 @@ def evaluate_annealed(
     settings = settings or AnnealedSettings()
     if len(split) == 0 or batch_size < 1:
         raise InputError(f"The split has {len(split)} items and batch_size is {batch_size}; both must be at least 1.")
-    device = model.device
-    generator = Generator(device).manual_seed(seed)
+    generator = Generator(model.device).manual_seed(seed)
     parts = []
     for start in range(0, len(split), batch_size):
-        items, targets = split.read(slice(start, start + batch_size))
-        x = torch.tensor(items, device=device)
-        labels = None if model.n_classes == 0 or targets is None else torch.tensor(targets, device=device)
+        x, labels = read_batch(model, split, slice(start, start + batch_size))
         tell = None if progress is None else _prefixed(progress, f"items {start + 1}-{start + len(x)} of {len(split)}")
         nats = ais(model, x, labels, settings=settings, generator=generator, progress=tell)
         parts.append(nats.float().cpu())
@@ -343,16 +340,6 @@ def _check_prior(model: ApproximateDensity) -> None:
             f"The prior of {type(model).__name__} is not standard normal, so p(x) cannot be annealed;"
             " use the importance-weighted bound."
         )
-
-
-@contextmanager
-def _evaluation_mode(model: GenerativeModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:

@@ -15,7 +15,13 @@ from triptych.data.dataset import Dataset, Split, level_dtype
 from triptych.errors import InputError
 from triptych.evaluation.features import ClassifierFeatures, Coordinates, FeatureExtractor, RandomConvFeatures
 from triptych.evaluation.latents import describe, latent_report
-from triptych.evaluation.likelihood import describe_non_finite, evaluate_likelihood, summarise
+from triptych.evaluation.likelihood import (
+    describe_non_finite,
+    evaluate_likelihood,
+    evaluation_mode,
+    read_batch,
+    summarise,
+)
 from triptych.evaluation.neighbours import Neighbours, show_neighbours
 from triptych.evaluation.results import Measurement, Metric, Row, Table
 from triptych.evaluation.sharpness import (
@@ -136,17 +142,13 @@ def evaluate(
         return found
 
     for name, model in models.items():
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluation_mode(model):
             measurements = _likelihoods(name, model, held_out, n_importance, seed, notes, tell)
             samples[name], speed = _draw(name, model, held_out.labels, n, seed, tell)
             if isinstance(model, LatentModel):
                 reconstructions[name] = _reconstruct(model, held_out)
             if isinstance(model, ApproximateDensity):
                 notes += [f"{name}: {line}" for line in _latents(model, held_out, measurements, seed)]
-        finally:
-            model.train(was_training)
         measurements |= distances(name, samples[name])
         measurements["samples_per_second"] = speed
         if np.isfinite(samples[name]).all():
@@ -337,10 +339,8 @@ def _draw(
 def _reconstruct(model: LatentModel, held_out: Split) -> tuple[np.ndarray, np.ndarray]:
     """Items spread evenly over the split (which may be sorted by class), and the decoded means of their posteriors."""
     index = np.linspace(0, len(held_out) - 1, min(N_SHOWN, len(held_out))).round().astype(np.int64)
-    items, targets = held_out.read(index)
-    labels = None if model.n_classes == 0 or targets is None else torch.tensor(targets, device=model.device)
-    x = torch.tensor(items, device=model.device)
-    return items, model.decode(model.encode(x, labels), labels).cpu().numpy()
+    x, labels = read_batch(model, held_out, index)
+    return x.cpu().numpy(), model.decode(model.encode(x, labels), labels).cpu().numpy()
 
 
 def _noise(dataset: Dataset, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,9 @@ from torch import Generator, Tensor
 
 from triptych.data.dataset import Split
 from triptych.errors import InputError
-from triptych.models.base import ApproximateDensity
+from triptych.evaluation.likelihood import blocks, evaluation_mode, read_batch
+from triptych.models.base import ApproximateDensity, LatentModel
+from triptych.spaces import PointSpace
 
 _ACTIVE = 0.01  # Variance of the posterior mean over the data above which a latent is in use.
 _COLLAPSED = 0.05  # Nats of KL below which z says nothing about x.
@@ -53,6 +55,24 @@ class LatentReport:
 
 
 @torch.no_grad()
+def encoded(model: LatentModel, split: Split, *, sample: bool = False, seed: int = 0) -> np.ndarray:
+    """Latents of items, float32, (N, n_latents), by batches: means of q(z|x), or draws from it.
+
+    Arguments:
+        seed: Of the draws, and of encoders that draw on the way to a mean.
+    Raises:
+        InputError: If the items or labels do not fit the model.
+    """
+    generator = Generator(model.device).manual_seed(seed)
+    z = np.empty((len(split), model.n_latents), np.float32)
+    for block in blocks(len(split), model.space):
+        x, labels = read_batch(model, split, block)
+        x = x.float() if isinstance(model.space, PointSpace) and x.is_floating_point() else x
+        z[block] = model.encode(x, labels, sample=sample, generator=generator).float().cpu().numpy()
+    return z
+
+
+@torch.no_grad()
 def latent_report(
     model: ApproximateDensity, split: Split, *, max_items: int = 2000, batch_size: int = 256, seed: int = 0
 ) -> LatentReport:
@@ -77,21 +97,15 @@ def latent_report(
     kl = torch.zeros((), dtype=torch.float64, device=device)
     mean = torch.zeros(model.n_latents, dtype=torch.float64, device=device)
     spread = torch.zeros(model.n_latents, dtype=torch.float64, device=device)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for start in range(0, n, batch_size):
-            items, targets = split.read(chosen[start : start + batch_size])
-            x = torch.tensor(items, device=device)
-            labels = None if model.n_classes == 0 or targets is None else torch.tensor(targets, device=device)
+            x, labels = read_batch(model, split, chosen[start : start + batch_size])
             kl = kl + model.kl(x, labels=labels, generator=generator).double().sum(0)
             z = model.encode(x, labels, generator=generator).double()
             # Chan's update: squares about a running mean, where a sum of squares would cancel.
             shift = z.mean(0) - mean
             spread += (z - z.mean(0)).square().sum(0) + shift.square() * start * len(z) / (start + len(z))
             mean += shift * len(z) / (start + len(z))
-    finally:
-        model.train(was_training)
     n_active = int((spread / (n - 1) > _ACTIVE).sum())
     return LatentReport((kl / n).cpu(), n_active, model.n_latents, n)
 

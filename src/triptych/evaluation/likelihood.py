@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
@@ -15,6 +18,31 @@ from triptych.models.base import ApproximateDensity, GenerativeModel, Likelihood
 from triptych.spaces import ImageSpace, Space
 
 _MAX_SITES = 1 << 20  # pixels of all images that a model sees at once: about 256 MiB per layer of 64 channels
+
+
+def blocks(n: int, space: Space, most: int = 256) -> Iterator[slice]:
+    """0 .. n in blocks of `most` items, fewer where images are large: what a model sees at once in bounded memory."""
+    size = min(most, max(1, _MAX_SITES // _n_sites(space)))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def read_batch(model: GenerativeModel, split: Split, index: np.ndarray | slice) -> tuple[Tensor, Tensor | None]:
+    """Items of a split on the model's device, and their labels if it is class-conditional and they have some."""
+    items, targets = split.read(index)
+    labels = None if model.n_classes == 0 or targets is None else torch.tensor(targets, device=model.device)
+    return torch.tensor(items, device=model.device), labels
+
+
+@contextmanager
+def evaluation_mode(model: GenerativeModel) -> Iterator[None]:
+    """The model in evaluation mode, and as it was afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 @torch.no_grad()
@@ -38,28 +66,19 @@ def evaluate_likelihood(
         return None
     if n_importance < 0 or batch_size < 1:
         raise InputError(f"n_importance is {n_importance} and batch_size {batch_size}; give at least 0 and 1.")
-    n_sites = model.space.height * model.space.width if isinstance(model.space, ImageSpace) else 1
-    batch_size = min(batch_size, max(1, _MAX_SITES // n_sites))
-    device = model.device
-    generator = Generator(device).manual_seed(seed)
-    was_training = model.training
-    model.eval()
+    generator = Generator(model.device).manual_seed(seed)
     parts = []
-    try:
-        for start in range(0, len(split), batch_size):
-            items, targets = split.read(slice(start, start + batch_size))
-            x = torch.tensor(items, device=device)
-            labels = None if model.n_classes == 0 or targets is None else torch.tensor(targets, device=device)
+    with evaluation_mode(model):
+        for block in blocks(len(split), model.space, batch_size):
+            x, labels = read_batch(model, split, block)
             if isinstance(model, TractableDensity):
                 nats = model.log_prob(x, labels)
             elif n_importance == 0:
                 nats = model.elbo(x, labels=labels, generator=generator)
             else:
-                chunk = max(1, _MAX_SITES // (n_sites * len(x)))
+                chunk = max(1, _MAX_SITES // (_n_sites(model.space) * len(x)))
                 nats = streamed_iwae(model, x, n_importance, chunk=chunk, labels=labels, generator=generator)
             parts.append(nats.float().cpu())
-    finally:
-        model.train(was_training)
     kind = model.kind if isinstance(model, TractableDensity) else "lower bound"
     n_samples = model.n_draws if isinstance(model, TractableDensity) else max(1, n_importance)
     return Likelihood(torch.cat(parts), kind, model.measure, n_samples)
@@ -120,3 +139,7 @@ def describe_non_finite(likelihood: Likelihood) -> str | None:
     if n_nan + n_infinite == 0:
         return None
     return f"{n_nan + n_infinite} of {len(nats)} values are not finite ({n_nan} NaN, {n_infinite} infinite)"
+
+
+def _n_sites(space: Space) -> int:
+    return space.height * space.width if isinstance(space, ImageSpace) else 1

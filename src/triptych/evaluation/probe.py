@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from triptych.data.dataset import Dataset, Split
 from triptych.errors import InputError
+from triptych.evaluation.latents import encoded
+from triptych.evaluation.likelihood import blocks
 from triptych.models.base import GenerativeModel, LatentModel
 from triptych.spaces import ImageSpace, Space
 
@@ -47,7 +49,6 @@ N_LOOKS = 5
 _MAX_ITEMS = 20_000
 _MAX_ENTRIES = 1 << 26  # sub-pixels of one split: 256 MiB in float32
 _MAX_LOOKED_AT = 2_000  # valid items of one look
-_MAX_SITES = 1 << 20  # pixels of all images that the encoder sees at once
 _MAX_ITERATIONS = 300  # of the logistic regression
 
 
@@ -244,7 +245,7 @@ def probe(
 
     coder = copy.deepcopy(model).to(model.device if device is None else torch.device(device)).eval()
     tell("encoding")
-    codes = [encoded(coder, part.items, seed) for part in (train, valid, test)]
+    codes = [encoded(coder, Split(part.items), seed=seed) for part in (train, valid, test)]
     if not all(np.isfinite(z).all() for z in codes):
         raise InputError(f"The codes of this {type(model).__name__} are not finite: train it again, more slowly.")
     raw = [raw_features(part.items, space) for part in (train, valid, test)]
@@ -384,17 +385,6 @@ def label_counts(n_labels: Sequence[int], n_least: int, n_train: int) -> tuple[t
     return tuple(sorted(counts)), notes
 
 
-@torch.no_grad()
-def encoded(coder: LatentModel, items: np.ndarray, seed: int) -> np.ndarray:
-    """Means of q(z|x), float32, (N, n_latents), by batches; the seed is for encoders that draw on the way."""
-    generator = torch.Generator(coder.device).manual_seed(seed)
-    z = np.empty((len(items), coder.n_latents), np.float32)
-    for block in _blocks(len(items), coder.space):
-        x = torch.as_tensor(items[block], device=coder.device)
-        z[block] = coder.encode(x, generator=generator).float().cpu().numpy()
-    return z
-
-
 def raw_features(items: np.ndarray, space: Space) -> np.ndarray:
     """Items as rows, float32, (N, D): sub-pixels scaled to 0 .. 1, palettes in RGB; points standardised as a whole."""
     if not isinstance(space, ImageSpace):
@@ -531,7 +521,7 @@ class _Classifier(nn.Module):
 def _accuracy(classifier: _Classifier, part: Part) -> float:
     classifier.eval()
     n_right = 0
-    for block in _blocks(len(part), classifier.encoder.space):
+    for block in blocks(len(part), classifier.encoder.space):
         x = torch.as_tensor(part.items[block], device=classifier.encoder.device)
         n_right += int((classifier(x).argmax(1).cpu().numpy() == part.labels[block]).sum())
     return n_right / len(part)
@@ -569,14 +559,6 @@ def _part(split: Split, space: Space, seed: int) -> Part:
     items = items if isinstance(space, ImageSpace) else items.astype(np.float32)
     space.check(items)
     return Part(items, labels)
-
-
-def _blocks(n: int, space: Space) -> Iterator[slice]:
-    """0 .. n in blocks that a network can take at once in bounded memory."""
-    n_sites = space.height * space.width if isinstance(space, ImageSpace) else 1
-    size = min(256, max(1, _MAX_SITES // n_sites))
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))
 
 
 def _clustering(

@@ -81,8 +81,12 @@ class Phase:
     """Decoupled (AdamW)."""
     clip_norm: float = 1.0
     """Longest gradient, in Euclidean norm; 0 for no limit."""
-    skip_norm: float = 0.0
-    """A step whose gradient is longer than this, or not finite, is not taken; 0 to take every step."""
+    clip_ratio: float = 0.0
+    """Longest gradient, relative to the running mean of its length, in the place of clip_norm; 0 for no such limit.
+    Where few sub-pixels carry most of a likelihood's gradient, its length differs from data set to data set by a factor
+    of hundreds, and a limit below the usual length shortens every step by a factor of its own."""
+    clip_weights: float = 0.0
+    """Largest magnitude of a parameter after each step; 0 for no limit."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate moves over the stage: down to 1 % of its start, or not at all."""
     stage: int = 0
@@ -252,6 +256,9 @@ class ApproximateDensity(LatentModel):
     With several stochastic layers, z is all of them, one after the other, in coordinates in which the prior is standard
     normal: a layer with p(z_l | above) = N(mu, sigma^2) enters as (z_l - mu) / sigma.
     """
+
+    n_importance: int = 1
+    """Draws of the importance-weighted bound that training maximises, and by which validation chooses."""
 
     @abstractmethod
     def elbo(

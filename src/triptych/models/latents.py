@@ -1,4 +1,4 @@
-"""What models with continuous latents share: sizes, draws, the weight of the KL in training."""
+"""What models with continuous latents share: sizes, draws, what is made of z, the loss of a bound."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Generator, Tensor
 
-from triptych.models.base import ApproximateDensity
+from triptych.models.base import ApproximateDensity, Loss
 from triptych.models.observation import Observation
 from triptych.spaces import PointSpace, Space
 
@@ -48,11 +48,26 @@ def kl_to_minimise(kl: Tensor, beta: float, free_bits: float, kl_warmup: float, 
     return weight * kl.mean(0).clamp_min(free_bits).sum()
 
 
-class GaussianLatents(ApproximateDensity):
-    """A density whose z is standard normal under the model, and whose decoder says p(x|z) through an `Observation`.
+def bound_loss(space: Space, reconstruction: Tensor, kl: Tensor, weighted_kl: Tensor) -> Loss:
+    """Minus a bound, for each dimension of the data: the loss of a VAE's phase, and its terms.
 
-    A final class sets `observation`.
+    Arguments:
+        reconstruction: E_q[log p(x|z)], nats, (N,).
+        kl: KL(q || p) of each part of z, nats, (N, parts).
+        weighted_kl: What `kl_to_minimise` makes of it, nats, a scalar.
     """
+    unit = "nats_per_point" if isinstance(space, PointSpace) else "nats_per_image"
+    terms = {
+        f"bound_{unit}": (kl.sum(1) - reconstruction).mean(),
+        f"reconstruction_{unit}": -reconstruction.mean(),
+        f"kl_{unit}": kl.sum(1).mean(),
+    }
+    total = (weighted_kl - reconstruction.mean()) / space.n_dims
+    return Loss(total, {name: value.detach() for name, value in terms.items()})
+
+
+class DecodedDensity(ApproximateDensity):
+    """A density whose decoder says p(x|z) through an `Observation`, which a final class sets."""
 
     observation: Observation
 
@@ -71,6 +86,10 @@ class GaussianLatents(ApproximateDensity):
     def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
         labels = self.check_labels(len(z), labels, draw=False)
         return self.observation.draw(self.decoder_output(z, labels), generator)
+
+
+class GaussianLatents(DecodedDensity):
+    """A decoded density whose z is standard normal under the model."""
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:

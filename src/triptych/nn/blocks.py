@@ -66,6 +66,18 @@ def as_channels(features: Tensor) -> Tensor:
     return features.movedim(-1, 2).flatten(1, 2)
 
 
+def with_condition(h: Tensor, condition: Tensor | None) -> Tensor:
+    """Features, (N, F, ...), and beside them those of a condition, (N, n_condition), the same at every site.
+
+    Returns:
+        (N, F + n_condition, ...); h itself where the condition is None.
+    """
+    if condition is None:
+        return h
+    condition = condition.reshape(*condition.shape, *(1,) * (h.ndim - 2)).expand(-1, -1, *h.shape[2:])
+    return torch.cat([h, condition.to(h.dtype)], dim=1)
+
+
 def as_levels(x: Tensor, space: ImageSpace) -> Tensor:
     """Rounds and clamps to the levels of a space, in the integer dtype that images are stored in."""
     return x.round().clamp(0, space.levels - 1).to(torch.uint8 if space.levels <= 256 else torch.int32)

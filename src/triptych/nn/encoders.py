@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.errors import InputError
-from triptych.nn.blocks import ResidualBlock, Scale, mlp, pyramid, pyramid_widths
+from triptych.nn.blocks import ResidualBlock, Scale, mlp, pyramid, pyramid_widths, with_condition
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 NetworkName = Literal["auto", "linear", "mlp", "convolutional", "residual"]
@@ -85,10 +84,7 @@ class Encoder(nn.Module):
         h = self.scale(x)
         if self.is_flat:
             h = h.flatten(1)
-        if condition is not None:
-            condition = condition.reshape(*condition.shape, *(1,) * (h.ndim - 2)).expand(-1, -1, *h.shape[2:])
-            h = torch.cat([h, condition], dim=1)
-        return self.layers(h)
+        return self.layers(with_condition(h, condition))
 
 
 class Decoder(nn.Module):
@@ -136,8 +132,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """(N, n_in) and (N, n_condition) -> (N, n_outputs, H, W) for images, (N, n_outputs) for points."""
-        if condition is not None:
-            z = torch.cat([z, condition], dim=1)
+        z = with_condition(z, condition)
         if self.is_flat:
             outputs = self.layers(z)
             if isinstance(self.space, ImageSpace):

@@ -11,7 +11,7 @@ head carries the dependence between the channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,12 +87,15 @@ class Head(ABC):
             Float32, (N, C, H, W).
         """
 
-    def draw(self, outputs: Tensor, noise: Tensor) -> Tensor:
+    def draw(
+        self, outputs: Tensor, noise: Tensor, decide: Callable[[Tensor, Sequence[Tensor], Tensor], Tensor] | None = None
+    ) -> Tensor:
         """The levels of all sub-pixels that belong to noise, where sites do not depend on each other.
 
         Arguments:
             outputs: Of the network, (N, n_groups * F, H, W).
             noise: Uniform on [0, 1), (N, C, H, W).
+            decide: What decides in place of `self.decide`, if anything does.
         Returns:
             Integers 0 .. levels-1, int64, (N, C, H, W).
         """
@@ -100,7 +103,7 @@ class Head(ABC):
         levels: list[Tensor] = []
         for channel in range(self.channels):
             group, first = divmod(channel, self.channels // self.n_groups)
-            levels.append(self.decide(groups[:, group], levels[channel - first :], noise[:, channel]))
+            levels.append((decide or self.decide)(groups[:, group], levels[channel - first :], noise[:, channel]))
         return torch.stack(levels, 1)
 
     @abstractmethod

@@ -94,13 +94,7 @@ class Drawing:
 
         It leaves an image unchanged if, and only if, that is what every sampler draws (nothing being given).
         """
-        channels, n_groups = x.shape[1], self.network.n_groups
-        outputs = self.forward(x).unflatten(1, (n_groups, -1)).movedim(2, -1)  # (N, G, H, W, F)
-        levels: list[Tensor] = []
-        for channel in range(channels):
-            group, first = divmod(channel, channels // n_groups)
-            levels.append(self.decide(outputs[:, group], levels[channel - first :], self.noise[:, channel]))
-        return torch.stack(levels, 1)
+        return self.head.draw(self.forward(x), self.noise, self.decide)
 
     def decide(self, outputs: Tensor, earlier: Sequence[Tensor], noise: Tensor) -> Tensor:
         """The level of the next channel of a group, (...), from the group's output, (..., F)."""

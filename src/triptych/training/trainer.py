@@ -47,9 +47,11 @@ FILM_AT = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the budget after which samples are drawn; training shows most of its change early."""
 FILM_ITEMS = 16
 MOST_SKIPPED = 50
-"""Steps that may be skipped one after the other before the training counts as diverged."""
+"""Steps that may be skipped one after the other, their gradients not being finite, until training has diverged."""
+NORM_DECAY = 0.95
+"""Of the running mean of a gradient's length."""
 EndReason = Literal["budget", "no improvement", "converged"]
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,10 @@ class Trainer:
         """Sums of the terms since the last record in metrics.jsonl, over `since` steps."""
         self.since = 0
         self.metrics_bytes = 0
+        self.gradient_norms: dict[str, float] = {}
+        """Running mean of each phase's gradient, in Euclidean norm, where steps are clipped relative to it."""
         self.n_skipped = 0
-        """Steps not taken, one after the other, for too long a gradient."""
+        """Steps not taken, one after the other, since their gradient was not finite."""
         self.interrupted = False
         self.ended: EndReason | None = None
         """Why the run that is resumed had already ended, if it had."""
@@ -231,23 +235,45 @@ class Trainer:
                     loss = model.loss(stream.next()._replace(progress=progress), phase.name, generator=noise)
                 optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss.total)
-                clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
-                skip = False
-                if self.n_skipped >= MOST_SKIPPED:
-                    raise self._diverged("The gradient", f"has been too long for {MOST_SKIPPED} steps")
-                if clip_norm or phase.skip_norm:
-                    norm = torch.nn.utils.clip_grad_norm_(phase.parameters, clip_norm or math.inf)
-                    skip = phase.skip_norm > 0 and not float(norm) <= phase.skip_norm
-                    if phase.skip_norm:
-                        terms[f"skipped/{phase.name}"] = torch.tensor(float(skip))
-                    self.n_skipped = self.n_skipped + 1 if skip else 0
-                    if not skip:
-                        terms[f"gradient_norm/{phase.name}"] = norm
-                if not skip:
+                if self._clip(phase, terms):
                     optimizer.step()
                     total += loss.total.detach()
+                    if phase.clip_weights:
+                        with torch.no_grad():
+                            torch._foreach_clamp_min_(phase.parameters, -phase.clip_weights)
+                            torch._foreach_clamp_max_(phase.parameters, phase.clip_weights)
             terms |= {f"{phase.name}/{name}": value for name, value in loss.terms.items()}
         return terms, total
+
+    def _clip(self, phase: Phase, terms: dict[str, Tensor]) -> bool:
+        """Shortens the gradient of a phase to its limit, and logs its length; False if its step is not to be taken.
+
+        Raises:
+            TrainingStopped: If too many steps in a row were not.
+        """
+        if self.config.clip_norm is None and phase.clip_ratio:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters if p.grad is not None])
+            length, usual = float(norm), self.gradient_norms.get(phase.name)
+            is_finite = math.isfinite(length)
+            terms[f"skipped/{phase.name}"] = torch.tensor(float(not is_finite))
+            self.n_skipped = 0 if is_finite else self.n_skipped + 1
+            if self.n_skipped >= MOST_SKIPPED:
+                raise self._diverged("The gradient", f"has not been finite for {MOST_SKIPPED} steps")
+            if not is_finite:
+                return False
+            limit = length if usual is None else phase.clip_ratio * usual
+            torch.nn.utils.clip_grads_with_norm_(phase.parameters, limit, norm)
+            length = min(length, limit)
+            self.gradient_norms[phase.name] = (
+                length if usual is None else NORM_DECAY * usual + (1 - NORM_DECAY) * length
+            )
+        else:
+            clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
+            if not clip_norm:
+                return True
+            norm = torch.nn.utils.clip_grad_norm_(phase.parameters, clip_norm)
+        terms[f"gradient_norm/{phase.name}"] = norm
+        return True
 
     def _set_learning_rates(self, optimizers: list[Any], progress: float) -> dict[str, float]:
         """Arguments: the progress of the stage."""
@@ -286,6 +312,7 @@ class Trainer:
     def estimate_cost(self, trial_steps: int = 2) -> Cost:
         """Time, memory and disk of the run, from trial steps on a copy of the model; changes nothing of the run."""
         n_parameters = sum(p.numel() for p in self.model.parameters())
+        usual = self.gradient_norms.copy()
         with torch.random.fork_rng():
             copied = copy.deepcopy(self.model).train()
             phases = copied.phases()
@@ -294,14 +321,15 @@ class Trainer:
             seconds = images_per_step = 0.0
             for stage, share in enumerate(self.stages):
                 # The first one allocates and warms up.
-                self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.0)
+                self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.5)
                 self._synchronize()
                 start, position = time.perf_counter(), stream.position
                 for _ in range(trial_steps):
-                    self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.0)
+                    self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.5)
                 self._synchronize()
                 seconds += share * (time.perf_counter() - start) / trial_steps
                 images_per_step += share * (stream.position - position) / trial_steps
+        self.gradient_norms, self.n_skipped = usual, 0
         if self.fabric.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated()
         else:
@@ -565,7 +593,10 @@ class Trainer:
             y = torch.from_numpy(labels).to(self.fabric.device) if labels is not None and model.n_classes else None
             with self.fabric.autocast():
                 if isinstance(model, ApproximateDensity):
-                    nats = model.elbo(x, labels=y, generator=noise)
+                    if model.n_importance == 1:  # The ELBO, which may have its KL in closed form.
+                        nats = model.elbo(x, labels=y, generator=noise)
+                    else:
+                        nats = model.iwae(x, model.n_importance, labels=y, generator=noise)
                 elif isinstance(model, TractableDensity):
                     nats = model.log_prob(x, y)
                 else:
@@ -598,6 +629,7 @@ class Trainer:
                 "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
                 "best": self.best,
                 "waited": self.waited,
+                "gradient_norms": self.gradient_norms,
                 "n_validations": self.n_validations,
                 "n_films": self.n_films,
                 "n_validation_items": self.n_validation_items,
@@ -626,6 +658,7 @@ class Trainer:
             if saved["cuda_rng"]:
                 torch.cuda.set_rng_state_all(saved["cuda_rng"])
             self.best, self.waited, self.ended = saved["best"], saved["waited"], saved["ended"]
+            self.gradient_norms = saved["gradient_norms"]
             self.n_validations, self.n_films = saved["n_validations"], saved["n_films"]
             self.n_validation_items = saved["n_validation_items"]
             self.sums, self.since, self.metrics_bytes = saved["sums"], saved["since"], saved["metrics_bytes"]

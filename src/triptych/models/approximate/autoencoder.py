@@ -118,8 +118,8 @@ class Autoencoder(LatentModel, Completed):
         self.code_scale.copy_(z.std(0, correction=0).clamp_min(1e-6))
         z = (z - self.code_center.cpu()) / self.code_scale.cpu()
         # EM wants as many items as components, in each class.
-        copies = -(-self.n_components // min(len(x), *torch.bincount(own).tolist())) if own is not None else 1
-        copies = max(copies, -(-self.n_components // len(x)))
+        sizes = [len(x)] if own is None else own.unique(return_counts=True)[1].tolist()
+        copies = -(-self.n_components // min(sizes))
         own = None if own is None else own.repeat(copies)
         for _ in self.density.cpu().estimate(z.repeat(copies, 1), own, generator=generator):
             pass

@@ -20,7 +20,7 @@ from triptych.models.latents import GaussianLatents, bounded_log_var, latents_of
 from triptych.models.observation import LikelihoodName, observation_of
 from triptych.nn.blocks import mlp
 from triptych.nn.encoders import Decoder, Encoder, NetworkName, hidden_of, network_of
-from triptych.nn.options import check_counts, check_dropout
+from triptych.nn.options import check_counts, check_dropout, check_not_negative
 from triptych.objectives.elbo import gaussian_kl, gaussian_log_prob, standard_normal_log_prob
 from triptych.spaces import ImageSpace, PointSpace, Space
 
@@ -47,6 +47,8 @@ class IWAE(GaussianLatents):
         space: What one datum is.
         n_classes: Classes that encoder and decoder are conditioned on.
         n_importance: K, draws for each item in training; each costs a pass through the decoder.
+        importance_warmup: Share of the training over which their number grows from 1 to K, by the same factor in equal
+            times: most is learnt with few draws, in a fraction of the time.
         n_layers: Stochastic layers, 1 or 2.
         n_latents_below: Size of z_1, where there are two layers; None for twice that of z_2.
         n_latents_above: Size of the last layer of z, next to the prior.
@@ -69,6 +71,7 @@ class IWAE(GaussianLatents):
         n_classes: int = 0,
         *,
         n_importance: int = 10,
+        importance_warmup: float = 0.0,
         n_layers: int = 1,
         n_latents_above: int | None = None,
         n_latents_below: int | None = None,
@@ -88,10 +91,12 @@ class IWAE(GaussianLatents):
         check_counts(n_importance=n_importance, n_latents_above=above, n_latents_below=below, hidden=hidden)
         check_counts(n_blocks=n_blocks, n_mixtures=n_mixtures)
         check_dropout(dropout)
+        check_not_negative(importance_warmup=importance_warmup)
         if n_layers not in (1, 2):
             raise InputError(f"n_layers is {n_layers}; it must be 1 or 2.")
         self.observation = observation_of(space, likelihood, n_mixtures)
-        self.n_importance, self.n_layers, self.gradient = n_importance, n_layers, gradient
+        self.n_importance, self.importance_warmup = n_importance, importance_warmup
+        self.n_layers, self.gradient = n_layers, gradient
         self.n_latents_above, self.n_latents_below = above, below
         self.network, self.hidden, self.n_blocks, self.dropout = network, hidden, n_blocks, dropout
         self.likelihood, self.n_mixtures = likelihood, n_mixtures
@@ -227,16 +232,22 @@ class IWAE(GaussianLatents):
         return self.decoder(self.to_layers(z)[0], self.condition(labels))
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("bound", tuple(self.parameters()), learning_rate=2e-3),)
+        return (Phase("bound", tuple(self.parameters()), learning_rate=2e-3, clip_ratio=2.0),)
+
+    def _n_draws(self, progress: float) -> int:
+        """Draws for each item when this share of the training is done."""
+        share = min(1.0, progress / self.importance_warmup) if self.importance_warmup > 0 else 1.0
+        return max(1, round(self.n_importance**share))
 
     def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
         labels = self._checked(batch.x, batch.labels if self.n_classes else None)
+        n_draws = self._n_draws(batch.progress)
         if self.gradient == "doubly":
-            draw, weigh = self._draws_with_fixed_density(batch.x, self.n_importance, labels, generator)
+            draw, weigh = self._draws_with_fixed_density(batch.x, n_draws, labels, generator)
         else:
-            draw, weigh = self._draws(batch.x, self.n_importance, labels, generator), None
+            draw, weigh = self._draws(batch.x, n_draws, labels, generator), None
         log_weights = self._log_joint(batch.x, draw.z, labels) - draw.log_q  # (K, N)
-        bound = log_weights.logsumexp(0) - torch.tensor(float(self.n_importance)).log()
+        bound = log_weights.logsumexp(0) - torch.tensor(float(n_draws)).log()
         if weigh is not None:
             # The gradient of the bound weighs a draw's by its normalised weight; the encoder's shall have its square.
             weigh(log_weights.detach().softmax(0))

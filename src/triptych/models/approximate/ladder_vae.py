@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from triptych.models.base import Batch, Loss, Phase
-from triptych.models.latents import GaussianLatents, kl_to_minimise, reparameterised
+from triptych.models.latents import GaussianLatents, bound_loss, kl_to_minimise, reparameterised
 from triptych.models.observation import LikelihoodName, observation_of
-from triptych.nn.blocks import ResidualBlock, Scale, pyramid, pyramid_widths
+from triptych.nn.blocks import ResidualBlock, Scale, pyramid, pyramid_widths, with_condition
 from triptych.nn.options import check_counts, check_dropout, check_not_negative
 from triptych.objectives.elbo import gaussian_kl, gaussian_log_prob, standard_normal_log_prob
 from triptych.spaces import ImageSpace
@@ -194,11 +194,7 @@ class LadderVAE(GaussianLatents):
 
     def _features(self, x: Tensor, labels: Tensor | None) -> list[Tensor]:
         """What the encoder makes of data at each size, the full one first."""
-        h = self.scale(x.to(self.device))
-        condition = self.condition(labels)
-        if condition is not None:
-            h = torch.cat([h, condition[:, :, None, None].expand(-1, -1, *h.shape[2:])], dim=1)
-        h = _channels_last(h)
+        h = _channels_last(with_condition(self.scale(x.to(self.device)), self.condition(labels)))
         features = []
         for level in self.encoder:
             h = level(h)
@@ -296,19 +292,13 @@ class LadderVAE(GaussianLatents):
     def phases(self) -> tuple[Phase, ...]:
         # On MNIST the higher rate, which suits the digits, ran away after 2,400 steps.
         rate = 4e-3 if self.space.n_dims < 256 else 2e-3
-        return (Phase("bound", tuple(self.parameters()), learning_rate=rate, skip_norm=100.0),)
+        return (Phase("bound", tuple(self.parameters()), learning_rate=rate, clip_ratio=2.0),)
 
     def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
         labels = batch.labels if self.n_classes else None
         reconstruction, kl = self._bound_terms(batch.x, 1, labels, generator)
         weighted_kl = kl_to_minimise(kl, self.beta, self.free_bits, self.kl_warmup, batch.progress)
-        terms = {
-            "bound_nats_per_image": (kl.sum(1) - reconstruction).mean(),
-            "reconstruction_nats_per_image": -reconstruction.mean(),
-            "kl_nats_per_image": kl.sum(1).mean(),
-        }
-        total = (weighted_kl - reconstruction.mean()) / self.space.n_dims
-        return Loss(total, {name: value.detach() for name, value in terms.items()})
+        return bound_loss(self.space, reconstruction, kl, weighted_kl)
 
 
 def _conv(n_in: int, n_out: int, side: int = 3, stride: int = 1) -> nn.Conv2d:

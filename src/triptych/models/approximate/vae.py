@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from triptych.models.base import Batch, Loss, Phase
 from triptych.models.latents import (
     GaussianLatents,
+    bound_loss,
     bounded_log_var,
     kl_to_minimise,
     latents_of,
@@ -141,17 +142,10 @@ class VAE(GaussianLatents):
         return reparameterised(mu, log_var, generator) if sample else mu
 
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase("bound", tuple(self.parameters()), learning_rate=2e-3),)
+        return (Phase("bound", tuple(self.parameters()), learning_rate=2e-3, clip_ratio=2.0),)
 
     def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
         labels = batch.labels if self.n_classes else None
         reconstruction, kl = self._bound_terms(batch.x, 1, labels, generator)
         weighted_kl = kl_to_minimise(kl, self.beta, self.free_bits, self.kl_warmup, batch.progress)
-        unit = "nats_per_point" if isinstance(self.space, PointSpace) else "nats_per_image"
-        terms = {
-            f"bound_{unit}": (kl.sum(1) - reconstruction).mean(),
-            f"reconstruction_{unit}": -reconstruction.mean(),
-            f"kl_{unit}": kl.sum(1).mean(),
-        }
-        total = (weighted_kl - reconstruction.mean()) / self.space.n_dims
-        return Loss(total, {name: value.detach() for name, value in terms.items()})
+        return bound_loss(self.space, reconstruction, kl, weighted_kl)

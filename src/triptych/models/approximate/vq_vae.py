@@ -17,11 +17,11 @@ from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
 from triptych.models.autoregressive import AutoregressiveDensity
-from triptych.models.base import ApproximateDensity, Batch, Loss, Phase
-from triptych.models.latents import MAX_DRAWN
+from triptych.models.base import Batch, Loss, Phase
+from triptych.models.latents import MAX_DRAWN, DecodedDensity
 from triptych.models.observation import LikelihoodName, observation_of
 from triptych.models.registry import create_model, model_class
-from triptych.nn.blocks import ResidualBlock, Scale, pyramid_widths
+from triptych.nn.blocks import ResidualBlock, Scale, pyramid_widths, with_condition
 from triptych.nn.encoders import hidden_of
 from triptych.nn.options import check_counts, check_dropout, check_not_negative
 from triptych.spaces import ImageSpace
@@ -30,7 +30,7 @@ MAX_SIDE = 8  # Of the grid of codes, where n_halvings is None and three halving
 MAX_CODES = 65536  # The most levels of an image, which a grid of codes is to its prior.
 
 
-class VQVAE(ApproximateDensity):
+class VQVAE(DecodedDensity):
     r"""q(z|x) a point mass on a grid of codebook entries, a decoder with a true likelihood, a learned prior of grids.
 
     The encoder gives a vector at each site of a small grid, and each vector is replaced by the nearest of `n_codes`
@@ -136,7 +136,7 @@ class VQVAE(ApproximateDensity):
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """The encoder's vectors for checked data, before any is replaced, float32, (N, code_dim, h, w)."""
-        return self.encoder(self._with_labels(self.scale(x.to(self.device)), labels)).float()
+        return self.encoder(with_condition(self.scale(x.to(self.device)), self.condition(labels))).float()
 
     def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """The codes of vectors and their entries: (N, code_dim, h, w) -> int64, (N, 1, h, w), and (N, code_dim, h, w).
@@ -157,9 +157,13 @@ class VQVAE(ApproximateDensity):
         """Codes, integers, (N, h, w), to their codebook entries, float32, (N, code_dim, h, w)."""
         return F.embedding(codes.long(), self.codebook).movedim(-1, 1)
 
-    def decoder_output(self, entries: Tensor, labels: Tensor | None = None) -> Tensor:
+    def decoded(self, entries: Tensor, labels: Tensor | None = None) -> Tensor:
         """What `observation` reads, (N, n_outputs, H, W), for entries, (N, code_dim, h, w)."""
-        return self.decoder(self._with_labels(entries, labels))
+        return self.decoder(with_condition(entries, self.condition(labels)))
+
+    def decoder_output(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """As of the contract; the gradient with respect to z is the straight-through one."""
+        return self.decoded(self.nearest(z.unflatten(1, (self.code_dim, *self.code_space.shape[1:])))[1], labels)
 
     def codes(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """The symbols of images, int64, 0 .. n_codes-1, (N, 1, h, w).
@@ -178,15 +182,6 @@ class VQVAE(ApproximateDensity):
         labels = self.check_labels(len(x), labels, draw=False)
         return self.features(x, labels), labels
 
-    def _with_labels(self, h: Tensor, labels: Tensor | None) -> Tensor:
-        condition = self.condition(labels)
-        if condition is None:
-            return h
-        return torch.cat([h, condition[:, :, None, None].expand(-1, -1, *h.shape[2:])], 1)
-
-    def _quantised(self, z: Tensor) -> Tensor:
-        return self.nearest(z.unflatten(1, (self.code_dim, *self.code_space.shape[1:])))[1]
-
     # ---- the contract
 
     def encode(
@@ -194,18 +189,6 @@ class VQVAE(ApproximateDensity):
     ) -> Tensor:
         """The encoder's vectors, before they are replaced by their entries, float32, (N, n_latents)."""
         return self._features(x, labels)[0].flatten(1)
-
-    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.mean(self.decoder_output(self._quantised(z), labels))
-
-    def draw_given(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor:
-        labels = self.check_labels(len(z), labels, draw=False)
-        return self.observation.draw(self.decoder_output(self._quantised(z), labels), generator)
-
-    def log_likelihood(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """As of the contract; the gradient with respect to z is the straight-through one."""
-        return self.observation.log_prob(self.decoder_output(self._quantised(z), labels), x.to(z.device))
 
     def log_prior(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
         """log p(codes), uniform until the prior's stage begins: (N, 1, h, w) -> nats, float32, (N,)."""
@@ -219,7 +202,7 @@ class VQVAE(ApproximateDensity):
         """log p(x | codes(x)) + log p(codes(x)), without noise: n_samples and generator change nothing."""
         features, labels = self._features(x, labels)
         codes, entries = self.nearest(features)
-        log_likelihood = self.observation.log_prob(self.decoder_output(entries, labels), x.to(self.device))
+        log_likelihood = self.observation.log_prob(self.decoded(entries, labels), x.to(self.device))
         return log_likelihood + self.log_prior(codes, labels)
 
     def log_weights(
@@ -241,7 +224,7 @@ class VQVAE(ApproximateDensity):
             codes = torch.randint(self.n_codes, shape, generator=generator, device=self.device)
         parts = []
         for i in torch.arange(n, device=self.device).split(MAX_DRAWN):
-            outputs = self.decoder_output(self.entries(codes[i, 0]), None if labels is None else labels[i])
+            outputs = self.decoded(self.entries(codes[i, 0]), None if labels is None else labels[i])
             parts.append(self.observation.draw(outputs, generator))
         return torch.cat(parts)
 
@@ -251,7 +234,7 @@ class VQVAE(ApproximateDensity):
         (own,) = self.code_density.phases()
         autoencoder = (*self.encoder.parameters(), *self.decoder.parameters())
         return (
-            Phase("autoencoder", autoencoder, learning_rate=2e-3, stage=0, stage_share=2.0),
+            Phase("autoencoder", autoencoder, learning_rate=2e-3, clip_ratio=2.0, stage=0, stage_share=2.0),
             dataclasses.replace(own, name="prior", stage=1, stage_share=1.0),
         )
 
@@ -266,7 +249,7 @@ class VQVAE(ApproximateDensity):
             return Loss(nats_per_image / self.code_space.n_dims, {"codes_nats_per_image": nats_per_image.detach()})
         features, labels = self._features(batch.x, labels)
         codes, entries = self.nearest(features)
-        log_likelihood = self.observation.log_prob(self.decoder_output(entries, labels), batch.x.to(self.device))
+        log_likelihood = self.observation.log_prob(self.decoded(entries, labels), batch.x.to(self.device))
         distance = (features - entries.detach()).square().mean()
         counts = torch.bincount(codes.flatten(), minlength=self.n_codes).float()
         if self.training:
