@@ -1,5 +1,7 @@
 """Two-sample distances against closed forms, naive loops and independent implementations."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -169,3 +171,33 @@ def test_too_few_items_are_refused() -> None:
         precision_recall(draw(0, 9, 3), draw(0, 3, 3))
     with pytest.raises(InputError, match="must be"):
         gaussian_statistics(draw(0, 9))
+
+
+def test_coverage_of_equal_distributions_is_near_its_expectation_and_of_half_of_them_near_half() -> None:
+    rng = np.random.Generator(np.random.PCG64(5))
+    x, y = rng.normal(size=(2, 1000, 3))
+    assert two_sample.coverage(x, y, k=5) == pytest.approx(1 - 2**-5, abs=0.02)
+    assert two_sample.coverage(x, y[y[:, 0] > 0], k=5) == pytest.approx(0.5, abs=0.06)
+    assert two_sample.coverage(x, y + 100) == 0
+
+
+def test_mean_distance_is_that_of_the_pairs() -> None:
+    rng = np.random.Generator(np.random.PCG64(6))
+    x, y = rng.normal(size=(7, 3)), rng.normal(size=(5, 3))
+    own = [np.linalg.norm(x[i] - x[j]) for i in range(7) for j in range(7) if i != j]
+    across = [np.linalg.norm(a - b) for a in x for b in y]
+    assert two_sample.mean_distance(x) == pytest.approx(np.mean(own), rel=1e-6)
+    assert two_sample.mean_distance(x, y) == pytest.approx(np.mean(across), rel=1e-12)
+    with pytest.raises(InputError):
+        two_sample.mean_distance(x[:1])
+
+
+def test_energy_distance_is_twice_the_squared_difference_of_distribution_functions() -> None:
+    """In one dimension 2 * integral of (F - G)^2: of N(0, 1) and N(1, 1), both at their quantiles, by quadrature."""
+    normal = NormalDist()
+    x = np.array([[normal.inv_cdf((i + 0.5) / 1000)] for i in range(1000)])
+    grid = np.linspace(-8, 9, 4001)
+    difference = np.array([normal.cdf(t) - normal.cdf(t - 1) for t in grid])
+    expected = 2 * np.trapezoid(difference**2, grid)
+    assert two_sample.energy_distance(x, x + 1) == pytest.approx(expected, rel=0.01)
+    assert abs(two_sample.energy_distance(x, x)) < 0.005

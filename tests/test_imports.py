@@ -22,7 +22,7 @@ ALLOWED = {
     "sampling": {"nn", "objectives"},
     "models": {"objectives", "nn", "sampling"},
     "evaluation": {"models", "data", "objectives", "nn"},
-    "training": {"models", "data", "config", ""},
+    "training": {"evaluation", "models", "data", "config", ""},
     "report": {"evaluation", "data"},
     "drawing": {"sampling", "models", "data"},
     "api": {"drawing", "sampling", "training", "evaluation", "models", "data", "config"},

@@ -181,6 +181,8 @@ def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
         facts["Options"] = ", ".join(f"{key}={value!r}" for key, value in config["options"].items())
     if summary["best_step"] is not None:
         facts["Weights"] = f"of step {summary['best_step']:,}, best on validation"
+    if summary["findings"]:
+        facts["What went wrong"] = "; ".join(summary["findings"])
     return PanelContent(
         name=name,
         title=model_class(name).__name__,
@@ -204,7 +206,8 @@ def _protocol(config: TrainConfig, data: Dataset) -> tuple[str, ...]:
     return (
         f"Every model had the same budget, {config.budget}, seed {config.seed}, one after the other on this machine.",
         *((f"Settings that differ from the defaults: {changed}.",) if changed else ()),
-        "Weights are moving averages over the training; where a model has a likelihood, those that scored best on at"
-        f" most {config.validation_items:,} validation items were taken, else the last.",
+        "Weights are moving averages over the training; those that scored best on at most"
+        f" {config.validation_items:,} validation items were taken: by likelihood, or, where a model has none, by the"
+        " distance of its samples to them.",
         f"Everything in the table is measured on the whole held-out split of {len(data.test):,} items, looked at once.",
     )

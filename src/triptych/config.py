@@ -83,6 +83,9 @@ class TrainConfig:
     """Validation items for each, at most: a fixed random subset."""
     patience: int = 12
     """Validations without a better likelihood that end the training early; 0 for never."""
+    rollbacks: int = 2
+    """Times that an adversarial training which diverges goes back to its best weights, and on with half the learning
+    rate; 0 for never."""
     checkpoint_every: str = "60s"
     """Time between checkpoints, or steps (500steps)."""
     log_every: int = 20
@@ -102,7 +105,7 @@ class TrainConfig:
         if Budget.parse(self.checkpoint_every).unit == "images":
             raise InputError(f"checkpoint_every is {self.checkpoint_every!r}; give seconds (60s) or steps (500steps).")
         at_least = {"batch_size": 1, "log_every": 1, "validation_items": 1, "validations": 0, "patience": 0}
-        at_least |= {"warmup_steps": 0, "seed": 0}
+        at_least |= {"warmup_steps": 0, "seed": 0, "rollbacks": 0}
         for field, least in at_least.items():
             if getattr(self, field) < least:
                 raise InputError(f"{field} is {getattr(self, field)}; it must be at least {least}.")

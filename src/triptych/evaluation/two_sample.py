@@ -133,6 +133,48 @@ def precision_recall(
     return float(in_real.mean()), float(in_generated.mean())
 
 
+def coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> float:
+    """Share of real items that have a generated one nearer than their k-th nearest other real item.
+
+    Arguments:
+        real: Features of data, (N, D), N > k.
+        generated: Features of samples, (M, D). The value grows with M: compare equal sizes only.
+    Returns:
+        0 .. 1, higher is better; of draws from one distribution, N = M, about 1 - 2^-k.
+    Source:
+        Naeem et al. 2020, arXiv:2002.09797, eq. 6.
+    """
+    real, generated = _as_features(real, at_least=k + 1), _as_features(generated, at_least=1)
+    radii = neighbour_radii(real, k)
+    nearest = np.concatenate([block.min(axis=1) for _, block in _squared_distances(real, generated)])
+    return float((nearest <= radii).mean())
+
+
+def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
+    """Mean Euclidean distance of an item of x, (N, D), and one of y, (M, D); of two different ones of x if y is None.
+
+    Raises:
+        InputError: If there are not items enough.
+    """
+    x = _as_features(x, at_least=2 if y is None else 1)
+    other = x if y is None else _as_features(y, at_least=1)
+    total = sum(float(np.sqrt(block).sum()) for _, block in _squared_distances(x, other))
+    # An item's distance to itself is 0 but for rounding.
+    return total / (len(x) * (len(x) - 1 if y is None else len(other)))
+
+
+def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
+    """2 E|x - y| - E|x - x'| - E|y - y'| of features (N, D) and (M, D): 0 in expectation for equal distributions alone.
+
+    Unlike Fréchet's it sees more than means and covariances, and so which of several modes are missing. Unbiased: it
+    can be negative.
+
+    Source:
+        Székely & Rizzo 2013, Journal of Statistical Planning and Inference 143, eq. 2.
+    """
+    return 2 * mean_distance(x, y) - mean_distance(x) - mean_distance(y)
+
+
 def bootstrap_error(
     statistic: Callable[[np.ndarray, np.ndarray], float],
     x: np.ndarray,

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
+from triptych.models.inversion import InversionSettings, Recognition, invert
+from triptych.nn.blocks import Scale
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 Kind = Literal["exact", "lower bound", "estimate"]
@@ -223,7 +225,7 @@ class TractableDensity(GenerativeModel):
 
 
 class LatentModel(GenerativeModel):
-    """Has an encoder to a latent z and a decoder from it."""
+    """Has a decoder from a latent z, and a way back to it: an encoder, or an optimisation over z."""
 
     panel = "approximate"
     n_latents: int
@@ -338,16 +340,53 @@ class Completed(ABC):
         """The most training items to be handed over; the trainer draws a subset beyond."""
 
 
-class ImplicitDensity(GenerativeModel):
-    """Knows no likelihood at all: it turns a latent into a sample."""
+class ImplicitDensity(LatentModel):
+    """Knows no likelihood at all: it turns a latent, a draw from a standard normal, into a sample.
+
+    The way back is an optimisation over z, or a recognition network where the model has one.
+    """
 
     panel = "implicit"
-    n_latents: int
-    """Size of the latent vector."""
+    inversion: InversionSettings
+    """How `encode` looks for a latent."""
+    recognition: Recognition | None
+    """Answers `encode` at once, where there is one."""
+
+    def __init__(self, space: Space, n_classes: int = 0) -> None:
+        super().__init__(space, n_classes)
+        self.inversion = InversionSettings()
+        self.recognition = None
+
+    @abstractmethod
+    def fake(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Scaled data G(z), floats, (N, n_channels, ...), before rounding; differentiable. Labels are checked."""
 
     @abstractmethod
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """The sample that belongs to a latent z, (N, n_latents), in data units and dtype, (N, *space.shape)."""
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`generate`: given z nothing is left to chance."""
+        return self.generate(z, labels)
+
+    def encode(
+        self, x: Tensor, labels: Tensor | None = None, *, sample: bool = False, generator: Generator | None = None
+    ) -> Tensor:
+        """The latent of data: the recognition network's answer, or else that of `models.inversion.invert`.
+
+        Arguments:
+            sample: Without effect: either answer is a single latent, and no distribution of latents.
+            generator: Of the inversion's starts; None for starts that are always the same.
+        """
+        self.space.check(x)
+        labels = self.check_labels(len(x), labels, draw=False)
+        y = Scale(self.space).to(self.device)(x.to(self.device))
+        if self.recognition is not None:
+            return self.recognition(y, labels)
+        if generator is None:
+            generator = Generator(self.device).manual_seed(0)
+        found = invert(self.fake, y, labels, n_latents=self.n_latents, settings=self.inversion, generator=generator)
+        return found.z
 
 
 class Estimated(ABC):

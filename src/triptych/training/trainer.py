@@ -36,12 +36,14 @@ from triptych.models.base import (
     Completed,
     Estimated,
     GenerativeModel,
+    ImplicitDensity,
     Phase,
     TractableDensity,
 )
 from triptych.training.files import Records, read_checkpoint, write_checkpoint, write_weights
 from triptych.training.progress import TrainingProgress, duration
 from triptych.training.stream import BatchStream
+from triptych.training.watch import Watch
 
 FILM_AT = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 """Shares of the budget after which samples are drawn; training shows most of its change early."""
@@ -51,7 +53,7 @@ MOST_SKIPPED = 50
 NORM_DECAY = 0.95
 """Of the running mean of a gradient's length."""
 EndReason = Literal["budget", "no improvement", "converged"]
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Summary:
     """Step of the saved weights, where validation chose them."""
     best_nll: float | None = None
     """Negative log-likelihood (or bound) on the validation items at that step, nats per item."""
+    best_distance: float | None = None
+    """Of samples and validation items at that step, where there is no likelihood: see `watch.Look`."""
+    findings: tuple[str, ...] = ()
+    """What went wrong with an adversarial training, and when."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +100,10 @@ class Cost:
             f" {self.images_per_step} items), {self.memory_bytes / 2**30:.1f} GiB of memory,"
             f" {self.disk_bytes / 2**20:.0f} MiB on disk"
         )
+
+
+def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
+    return {prefix + name: value for name, value in values.items()}
 
 
 def stages_of(phases: tuple[Phase, ...]) -> list[float]:
@@ -187,6 +197,14 @@ class Trainer:
         self.ended: EndReason | None = None
         """Why the run that is resumed had already ended, if it had."""
         self.n_validation_items = min(config.validation_items, len(dataset.valid))
+        is_watched = isinstance(model, ImplicitDensity) and config.validations > 0
+        is_watched = is_watched and Watch.fits(dataset, self.n_validation_items)
+        self.watch = Watch(dataset, self.n_validation_items, config.seed) if is_watched else None
+        self.latest: dict[str, float] = {}
+        """Latest means of the terms."""
+        self.rate_factor, self.rise_from = 1.0, 0
+        """What the learning rates are multiplied by, and the step from which they rise: a rollback changes both."""
+        self.findings: list[str] = []
 
     # ---- what a step is
 
@@ -278,13 +296,16 @@ class Trainer:
     def _set_learning_rates(self, optimizers: list[Any], progress: float) -> dict[str, float]:
         """Arguments: the progress of the stage."""
         rates = {}
-        rise = min(1.0, (self.step - self.stage_first_step + 1) / max(1, self.config.warmup_steps))
+        first = max(self.stage_first_step, self.rise_from)
+        rise = min(1.0, (self.step - first + 1) / max(1, self.config.warmup_steps))
         fall = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
         for phase, optimizer in zip(self.phases, optimizers, strict=True):
             if phase.stage != self.stage:
                 continue
             start = self.config.learning_rate or phase.learning_rate
-            rates[f"learning_rate/{phase.name}"] = rate = start * rise * (fall if phase.schedule == "cosine" else 1.0)
+            rates[f"learning_rate/{phase.name}"] = rate = (
+                start * self.rate_factor * rise * (fall if phase.schedule == "cosine" else 1.0)
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
         return rates
@@ -438,13 +459,22 @@ class Trainer:
             progress = self._progress()
             validate, film = self._validation_due(progress), self._film_due(progress)
             if self.step % self.config.log_every == 0 or validate or film or progress >= 1:
-                means = self._means()
+                try:
+                    means = self._means()
+                except TrainingStopped as stopped:
+                    if not self._roll_back(optimizers, records, str(stopped)):
+                        raise
+                    self.sums, self.since = {}, 0
+                    continue
+                self.latest = means
                 records.append({**self._where(), **means, **rates})
                 bar.update(progress, self.step, {k: v for k, v in means.items() if not k.startswith("gradient_norm/")})
                 self.sums, self.since = {}, 0
             if film:
                 self._film(records, progress, self._averaged())
-            if validate and not self._validate(records, progress):
+            if validate and self.watch is not None:
+                self._look(self.watch, optimizers, records, progress)
+            elif validate and not self._validate(records, progress):
                 if self.stage + 1 == len(self.stages):
                     return "no improvement"
                 self._next_stage(progress)
@@ -507,7 +537,7 @@ class Trainer:
         return isinstance(self.model, TractableDensity | ApproximateDensity)
 
     def _validation_due(self, progress: float) -> bool:
-        if not self.config.validations or not self._has_likelihood():
+        if not self.config.validations or not (self._has_likelihood() or self.watch):
             return False
         if progress >= 1:
             return True
@@ -545,22 +575,66 @@ class Trainer:
     def _validate(self, records: Records, progress: float) -> bool:
         """Scores the validation items with the averaged weights and keeps the best; False when it is time to end."""
         start = time.perf_counter()
-        while (
-            self.n_validations < self.config.validations
-            and progress >= (self.n_validations + 1) / self.config.validations
-        ):
-            self.n_validations += 1
+        self._count_validations(progress)
         nll = self.validation_nll(self._averaged())
         if not math.isfinite(nll):
             raise self._diverged("The validation likelihood")
         self._record_validation(records, nll)
-        if self.best is None or nll < self.best["nll"]:
-            state = {name: tensor.clone() for name, tensor in self.ema.state_dict().items()}
-            self.best, self.waited = {"nll": nll, "step": self.step, "state": state}, 0
-        else:
-            self.waited += 1
+        self._keep_best(nll)
         self._spent(start)
         return not (self.config.patience and self.waited >= self.config.patience)
+
+    def _count_validations(self, progress: float) -> None:
+        n = self.config.validations
+        while self.n_validations < n and progress >= (self.n_validations + 1) / n:
+            self.n_validations += 1
+
+    def _keep_best(self, score: float) -> None:
+        """Remembers the averaged weights if no score was lower."""
+        if self.best is None or score < self.best["score"]:
+            state = {name: tensor.clone() for name, tensor in self.ema.state_dict().items()}
+            self.best, self.waited = {"score": score, "step": self.step, "state": state}, 0
+        else:
+            self.waited += 1
+
+    def _look(self, watch: Watch, optimizers: list[Any], records: Records, progress: float) -> None:
+        """Lays samples of the averaged weights beside the validation items, tells what is amiss and keeps the best."""
+        start = time.perf_counter()
+        self._count_validations(progress)
+        noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
+        with torch.no_grad(), self.fabric.autocast():
+            items = self._averaged().sample(watch.n_items, generator=noise).cpu().numpy()
+        look = watch.look(items, self.step, progress, self.latest)
+        measured = {"diversity": look.diversity, "coverage": look.coverage, "precision": look.precision}
+        measured |= {} if look.copies is None else {"copies": look.copies}
+        records.append({**self._where(), f"valid/{watch.name}": look.distance, **prefixed("samples/", measured)})
+        self._keep_best(look.distance)
+        for finding in watch.news():
+            self._tell(records, finding.describe())
+            if finding.trouble == "divergence":
+                self._roll_back(optimizers, records, finding.evidence)
+        self._spent(start)
+
+    def _tell(self, records: Records, what: str) -> None:
+        """Reports something that goes wrong: on the console, in the log and in the summary."""
+        self.findings.append(f"Step {self.step:,}: {what}")
+        records.append({**self._where(), "event": "finding", "finding": what})
+        if self.console is not None:
+            self.console.print(f"{self.folder.name}, step {self.step}: {what}", markup=False, soft_wrap=True)
+
+    def _roll_back(self, optimizers: list[Any], records: Records, why: str) -> bool:
+        """Goes back to the best weights of a game, to go on with half the learning rate; False if that is used up."""
+        if self.watch is None or self.best is None or self.rate_factor <= 0.5**self.config.rollbacks:
+            return False
+        self.model.load_state_dict(self.best["state"])
+        self.ema.load_state_dict(self.best["state"])
+        for optimizer in optimizers:
+            optimizer.state.clear()
+        self.rate_factor, self.rise_from = self.rate_factor / 2, self.step
+        self.gradient_norms = {}
+        self.watch.forget_after(self.best["step"])
+        self._tell(records, f"rolled back to step {self.best['step']:,} and half the learning rate ({why})")
+        return True
 
     def _size_validation(self) -> None:
         """Under a clock, takes so few validation items that five validations need an eighth of the budget at most."""
@@ -630,6 +704,11 @@ class Trainer:
                 "best": self.best,
                 "waited": self.waited,
                 "gradient_norms": self.gradient_norms,
+                "watch": self.watch.state() if self.watch else None,
+                "latest": self.latest,
+                "rate_factor": self.rate_factor,
+                "rise_from": self.rise_from,
+                "findings": self.findings,
                 "n_validations": self.n_validations,
                 "n_films": self.n_films,
                 "n_validation_items": self.n_validation_items,
@@ -658,7 +737,11 @@ class Trainer:
             if saved["cuda_rng"]:
                 torch.cuda.set_rng_state_all(saved["cuda_rng"])
             self.best, self.waited, self.ended = saved["best"], saved["waited"], saved["ended"]
-            self.gradient_norms = saved["gradient_norms"]
+            self.gradient_norms, self.latest = saved["gradient_norms"], saved["latest"]
+            self.rate_factor, self.rise_from = saved["rate_factor"], saved["rise_from"]
+            self.findings = saved["findings"]
+            if self.watch:
+                self.watch.restore(saved["watch"])
             self.n_validations, self.n_films = saved["n_validations"], saved["n_films"]
             self.n_validation_items = saved["n_validation_items"]
             self.sums, self.since, self.metrics_bytes = saved["sums"], saved["since"], saved["metrics_bytes"]
@@ -682,8 +765,10 @@ class Trainer:
             self.step,
             self.stream.position,
             self._seconds(),
-            self.best["step"] if self.best else None,
-            self.best["nll"] if self.best else None,
+            best_step=self.best["step"] if self.best else None,
+            best_nll=self.best["score"] if self.best and not self.watch else None,
+            best_distance=self.best["score"] if self.best and self.watch else None,
+            findings=tuple(self.findings),
         )
 
     def _training_items(self, most: int) -> tuple[Tensor, Tensor | None]:
