@@ -29,7 +29,7 @@ from triptych.training.files import Records
 from triptych.training.progress import TrainingProgress
 from triptych.training.trainer import FILM_AT, Trainer
 
-BATCH_SIZE = TrainConfig().batch_size
+BATCH_SIZE = 32
 Loop = Callable[[int], object]
 """Runs so many steps of a training."""
 

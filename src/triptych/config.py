@@ -63,8 +63,9 @@ class TrainConfig:
     repeated exactly on one machine."""
     seed: int = 0
     """Seed of the weights, the order of the data and all noise."""
-    batch_size: int = 32
-    """Items in each batch. Small batches learn most per second on a CPU; a GPU has room for 128 and more."""
+    batch_size: int | None = None
+    """Items in each batch; by default 32 images, which learn most per second on a CPU (a GPU has room for 128 and
+    more), or 256 points, which cost hardly more than one."""
     learning_rate: float | None = None
     """Learning rate of every phase; by default each phase's own."""
     clip_norm: float | None = None
@@ -107,8 +108,8 @@ class TrainConfig:
         at_least = {"batch_size": 1, "log_every": 1, "validation_items": 1, "validations": 0, "patience": 0}
         at_least |= {"warmup_steps": 0, "seed": 0, "rollbacks": 0}
         for field, least in at_least.items():
-            if getattr(self, field) < least:
-                raise InputError(f"{field} is {getattr(self, field)}; it must be at least {least}.")
+            if (value := getattr(self, field)) is not None and value < least:
+                raise InputError(f"{field} is {value}; it must be at least {least}.")
         if self.seed >= 2**63:
             raise InputError(f"seed is {self.seed}; it must be below 2^63.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:

@@ -40,6 +40,7 @@ from triptych.models.base import (
     Phase,
     TractableDensity,
 )
+from triptych.spaces import PointSpace
 from triptych.training.files import Records, read_checkpoint, write_checkpoint, write_weights
 from triptych.training.progress import TrainingProgress, duration
 from triptych.training.stream import BatchStream
@@ -211,7 +212,7 @@ class Trainer:
     def _new_stream(self) -> BatchStream:
         return BatchStream(
             self.dataset.train,
-            self.config.batch_size,
+            self.config.batch_size or (256 if isinstance(self.dataset.space, PointSpace) else 32),
             seed=self.config.seed,
             device=self.fabric.device,
             use_labels=self.model.n_classes > 0,

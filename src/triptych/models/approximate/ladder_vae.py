@@ -123,8 +123,9 @@ class LadderVAE(GaussianLatents):
     Source:
         Prior and posterior share the way down: Sønderby et al. 2016, arXiv:1602.02282, section 2, with the layer of
         Kingma et al. 2016, arXiv:1606.04934, fig. 3; a posterior relative to the prior: Vahdat & Kautz 2020,
-        arXiv:2007.03898, section 3.2; last convolutions scaled by depth^-1/2, skipped gradients: Child 2021,
-        arXiv:2011.10650, section 3, with the constants for each site of its published code. Differs: full instead of
+        arXiv:2007.03898, section 3.2; last convolutions scaled by depth^-1/2: Child 2021, arXiv:2011.10650, section 3,
+        with the constants for each site of its published code. Differs: outlying gradients are shortened where Child
+        skips their steps; full instead of
         bottleneck convolutions, as narrow nets gain little by the latter on a CPU; the posterior's mean is in units of
         the prior's deviation; the weights that read z start at unit gain, without which less of z was used and bounds
         on the digits were 3 nats worse after 1,000 steps; no latents at full size, which took two fifths more time
