@@ -26,6 +26,9 @@ class Untrained(GenerativeModel):
 class UntrainedImplicit(Untrained, ImplicitDensity):
     n_latents = 1
 
+    def fake(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         raise NotImplementedError
 

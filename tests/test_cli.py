@@ -166,6 +166,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "word"),
     [
         ("sample RUNS/gan --temperature 0.5", "leave out temperature"),
+        ("sample RUNS/gan --truncation 0", "truncation is 0"),
+        ("sample RUNS/pixel_cnn --truncation 0.5", "leave out truncation, which"),
         ("sample RUNS/gan --animate a.gif", "leave out animate"),
         ("sample RUNS/pixel_cnn --sampler fast", "sampler"),
         ("sample RUNS/pixel_cnn --temperature -1", "temperature"),

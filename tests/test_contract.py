@@ -25,6 +25,7 @@ from triptych.models.base import (
     Likelihood,
     TractableDensity,
 )
+from triptych.models.implicit.pix2pix import Pix2Pix
 from triptych.spaces import ImageSpace, PointSpace, Space
 from triptych.training.files import read_weights, write_weights
 
@@ -90,7 +91,7 @@ def scores(model: GenerativeModel, x: Tensor, y: Tensor | None) -> Tensor | None
             return model.log_prob(x, y)
         if isinstance(model, ApproximateDensity):
             return model.elbo(x, labels=y, generator=torch.Generator().manual_seed(0))
-        if isinstance(model, LatentModel):
+        if isinstance(model, LatentModel) and not isinstance(model, ImplicitDensity):
             return -1 - model.encode(x, y).square().sum(1)
     return None
 
@@ -99,11 +100,11 @@ def scores(model: GenerativeModel, x: Tensor, y: Tensor | None) -> Tensor | None
 class TestEveryModel:
     def test_is_of_its_panel(self, name: str, space: Space, n_classes: int) -> None:
         model = build(name, space, n_classes)
-        panels = {"tractable": TractableDensity, "approximate": LatentModel, "implicit": ImplicitDensity}
+        panels = {"tractable": TractableDensity, "approximate": LatentModel, "implicit": (ImplicitDensity, Pix2Pix)}
         assert isinstance(model, panels[MODELS[name]])
         assert model.panel == MODELS[name]
         if isinstance(model, ImplicitDensity):
-            assert not any(hasattr(model, method) for method in ("log_prob", "elbo", "log_weights", "encode"))
+            assert not any(hasattr(model, method) for method in ("log_prob", "elbo", "log_weights"))
 
     def test_stored_options_make_the_same_model(self, name: str, space: Space, n_classes: int) -> None:
         given = {key: value for key, value in SMALL.items() if key in registry.model_options(name)}
@@ -229,7 +230,7 @@ class TestEveryModel:
 
     def test_data_of_another_space_is_refused(self, name: str, space: Space, n_classes: int) -> None:
         model = build(name, space, n_classes)
-        if isinstance(model, ImplicitDensity):
+        if isinstance(model, ImplicitDensity | Pix2Pix):
             return
         y = labels(n_classes, 2)
         with pytest.raises(InputError, match="shape"):

@@ -198,6 +198,11 @@ def test_samples_reconstructions_and_neighbours(found: Evaluation, digits: Datas
     np.testing.assert_array_equal(memorised.distances[:, 0], 0)
     np.testing.assert_array_equal(memorised.nearest[:, 0], memorised.queries)
     assert found.neighbours["uniform"].distances.min() > 1
+    assert found.neighbours["held-out"].distances.min() > 0
+    in_features = found.neighbours_in_features
+    assert list(in_features) == ["uniform", "bounded", "copier", "held-out"]
+    np.testing.assert_array_equal(in_features["copier"].distances[:, 0], 0)
+    assert np.median(in_features["uniform"].distances[:, 0]) > 2 * np.median(in_features["held-out"].distances[:, 0])
     speed = found.table.rows[2].measurements["samples_per_second"]
     assert speed.value is not None
     assert speed.value > 0

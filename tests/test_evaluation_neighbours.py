@@ -5,7 +5,8 @@ import pytest
 
 from triptych.data.dataset import Split
 from triptych.errors import InputError
-from triptych.evaluation.neighbours import nearest_neighbours, show_neighbours
+from triptych.evaluation.features import RandomConvFeatures
+from triptych.evaluation.neighbours import FeatureSearch, nearest_neighbours, show_neighbours
 from triptych.spaces import ImageSpace, PointSpace
 
 
@@ -59,3 +60,29 @@ def test_fewer_items_than_neighbours_and_wrong_arguments() -> None:
         nearest_neighbours(items, Split(items), space, k=0)
     with pytest.raises(InputError, match="queries"):
         nearest_neighbours(items[:, 0], Split(items), space)
+
+
+def test_neighbours_in_features_are_the_naive_ones_and_a_shifted_copy_is_nearer_than_in_pixels() -> None:
+    rng = np.random.default_rng(0)
+    space = ImageSpace(1, 16, 16, 256)
+    # Strokes on black, which a shift by a pixel moves off themselves.
+    items = np.where(rng.random((60, 1, 16, 16)) < 0.1, 255, 0).astype(np.uint8)
+    extractor = RandomConvFeatures(space)
+    search = FeatureSearch(extractor, Split(items))
+    shifted = np.roll(items[[5, 40]], 1, axis=3)
+    shown = search.show(np.concatenate([items[[7]], shifted]), k=4)
+    features, queries = extractor(items), extractor(shown.queries)
+    naive = np.linalg.norm(queries[:, None] - features[None], axis=2)
+    np.testing.assert_array_equal(shown.nearest, items[np.argsort(naive, axis=1, kind="stable")[:, :4]])
+    np.testing.assert_allclose(shown.distances, np.sort(naive, axis=1)[:, :4], atol=1e-9)
+    assert shown.distances[0, 0] == 0
+    np.testing.assert_array_equal(shown.nearest[1:, 0], items[[5, 40]])
+    in_pixels = show_neighbours(shifted, Split(items), space, k=1)
+    assert (in_pixels.nearest[:, 0] != items[[5, 40]]).any(), "where pixels alone can be misled"
+
+
+def test_features_are_searched_among_some_items_of_a_large_set() -> None:
+    items = np.random.default_rng(0).integers(0, 256, (50, 1, 8, 8)).astype(np.uint8)
+    search = FeatureSearch(RandomConvFeatures(ImageSpace(1, 8, 8)), Split(items), most=20)
+    assert len(search) == 20
+    np.testing.assert_array_equal(search.show(items[search.positions[:3]], k=1).distances, 0)

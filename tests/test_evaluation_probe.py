@@ -402,7 +402,7 @@ def test_what_cannot_be_probed_is_refused(numbered: Dataset, tiny: Dataset) -> N
         with pytest.raises(InputError, match=match):
             probe(model, never, data, **{"finetune_steps": 0, **settings})  # type: ignore[arg-type]
 
-    refused("GAN has no encoder", create_model("gan", tiny.space), tiny)
+    refused("PixelCNN has no encoder", create_model("pixel_cnn", numbered.space, hidden=4))
     refused("class-conditional", Coded(numbered.space, one_hot, 3, n_classes=3))
     refused("models 2-D points", data=tiny)
     refused("models 8x8 grey images, 5 levels", Coded(ImageSpace(1, 8, 8, 5), one_hot, 3), tiny)

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+import triptych
+from triptych.data.dataset import Dataset
 from triptych.errors import InputError
+from triptych.models.adversarial import Rules
 from triptych.models.base import Batch
 from triptych.models.implicit.gan import GAN
+from triptych.nn.adversarial import standing_statistics, weighted_layers
 from triptych.spaces import ImageSpace, PointSpace
+from triptych.training.files import read_weights, write_weights
 
 
-def model_of(space: ImageSpace | PointSpace, n_classes: int = 0, **options: float) -> GAN:
+def model_of(space: ImageSpace | PointSpace, n_classes: int = 0, **options: float | str | bool) -> GAN:
     torch.manual_seed(0)
     return GAN(space, n_classes, hidden=8, n_latents=4, **options)  # type: ignore[arg-type]
+
+
+def data_of(space: ImageSpace, n: int) -> Tensor:
+    return torch.randint(space.levels, (n, *space.shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def test_a_blind_discriminator_pays_log_4_and_its_generator_log_2() -> None:
@@ -94,6 +106,161 @@ def test_options_out_of_range_are_refused(option: str) -> None:
     if option != "gamma":
         with pytest.raises(InputError, match=option):
             GAN(ImageSpace(1, 8, 8), **{option: 0})
+
+
+@pytest.mark.parametrize("size", [(2, 2), (8, 8), (9, 7), (28, 28), (32, 32), (64, 64)])
+def test_dcgan_fits_any_size(size: tuple[int, int]) -> None:
+    space = ImageSpace(1, *size, 17)
+    model = model_of(space, n_classes=3, network="dcgan")
+    batch = Batch(data_of(space, 4), torch.arange(4) % 3)
+    model.loss(batch, "discriminator").total.backward()
+    model.loss(batch, "generator").total.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert model.eval().sample(3).shape == (3, *space.shape)
+
+
+def test_dcgan_normalises_by_the_batch_but_not_at_its_ends() -> None:
+    model = model_of(ImageSpace(3, 32, 32), network="dcgan")
+    assert (model.penalty, model.rules.betas, model.discriminator_rate) == ("none", (0.5, 0.999), 1e-3)
+    called: list[tuple[str, type]] = []
+    for player in (model.generator, model.discriminator):
+        for module in player.modules():
+            if not list(module.children()) and not isinstance(module, nn.Identity):
+                module.register_forward_hook(lambda m, i, o: called.append((tuple(i[0].shape[2:]), type(m))))
+    y = model.fake(torch.randn(4, 4))
+    made, called[:] = list(called), []
+    model.judge(y)
+    transposed, norm, strided = nn.ConvTranspose2d, nn.BatchNorm2d, nn.Conv2d
+    assert [kind for _, kind in made] == [nn.Linear, *3 * [norm, transposed]]
+    assert [kind for _, kind in called] == [strided, strided, norm, strided, norm]
+    assert [size for size, kind in called if kind is strided] == [(32, 32), (16, 16), (8, 8)]
+    assert [size for size, kind in made if kind is transposed] == [(4, 4), (8, 8), (16, 16)]
+
+
+@pytest.mark.parametrize("network", ["mlp", "residual", "dcgan"])
+def test_spectral_norm_divides_by_the_largest_singular_value(network: str) -> None:
+    model = model_of(ImageSpace(1, 9, 8, 17), n_classes=3, network=network, spectral_norm=True).train()
+    layers = weighted_layers(*model._judges)
+    assert len(layers) >= 4
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.discriminator.modules())
+    for layer in layers:
+        with torch.no_grad():
+            layer.get_parameter("parametrizations.weight.original").mul_(3.0)
+    y = model.scale(data_of(model.space, 2))  # type: ignore[arg-type]
+    for _ in range(150):
+        model.judge(y, torch.zeros(2, dtype=torch.int64))
+    with torch.no_grad():
+        for layer in layers:
+            original = layer.get_parameter("parametrizations.weight.original").flatten(1)
+            expected = original / torch.linalg.svdvals(original)[0]
+            assert isinstance(layer.weight, Tensor)
+            torch.testing.assert_close(layer.weight.flatten(1), expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"network": "dcgan"}, {"spectral_norm": True, "augment": "adaptive"}])
+def test_norms_survive_copies_files_and_modes(options: dict[str, bool | str], tmp_path: Path) -> None:
+    space = ImageSpace(1, 8, 8, 17)
+    model = model_of(space, **options).train()
+    x = data_of(space, 6)
+    for _ in range(2):
+        model.loss(Batch(x), "discriminator")
+    copied = copy.deepcopy(model).eval().requires_grad_(False)
+    write_weights(tmp_path / "model.safetensors", model.state_dict())
+    read = model_of(space, **options)
+    with torch.no_grad():
+        for parameter in read.parameters():
+            parameter += 1
+    read.load_state_dict(read_weights(tmp_path / "model.safetensors"))
+    model.eval()
+    read.eval()
+    y, noise = model.scale(x), torch.Generator()
+    for other in (copied, read):
+        assert torch.equal(other.judge(y).logits, model.judge(y).logits)
+        torch.testing.assert_close(other.judge(y).logits[:2], other.judge(y[:2]).logits)
+        assert torch.equal(
+            other.sample(3, generator=noise.manual_seed(1)), model.sample(3, generator=noise.manual_seed(1))
+        )
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.loss(Batch(x), "discriminator")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items()), (
+        "evaluation changes nothing"
+    )
+    assert [p.shape for phase in copied.phases() for p in phase.parameters] == [
+        p.shape for phase in model.phases() for p in phase.parameters
+    ]
+
+
+def test_standing_statistics_are_those_of_all_batches() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, momentum=0.3), nn.Dropout(0.5))
+    norm, x = network[1], torch.randn(60, 1, 4, 4) * 3 + 1
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad(), standing_statistics(network):
+        outputs = [network(part) for part in x.split(20)]
+        h = network[0](x)
+    assert norm.momentum == 0.3
+    assert network.training
+    assert norm.training
+    torch.testing.assert_close(norm.running_mean, h.mean((0, 2, 3)))
+    variances = torch.stack([part.var((0, 2, 3)) for part in h.split(20)])
+    torch.testing.assert_close(norm.running_var, variances.mean(0))
+    assert all((output == 0).float().mean() < 0.01 for output in outputs), "dropout rests"
+
+
+def test_completing_a_dcgan_fits_its_running_statistics() -> None:
+    model = model_of(ImageSpace(1, 8, 8, 17), n_classes=2, network="dcgan").eval()
+    model.complete(data_of(model.space, 1), None, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    generator: nn.Module = model.generator
+    norm, weight = generator.get_submodule("norms.0"), generator.get_parameter("input.weight").detach()
+    assert not norm.training
+    # The input is four normal draws and the indicator of one of two classes, as often as the other.
+    sites = weight.unflatten(0, (-1, 4 * 4 if weight.shape[0] % 16 == 0 else 4))  # (width, sites, 4 + 2)
+    second = sites[..., :4].square().sum(-1) + sites[..., 4:].square().mean(-1)
+    expected = second.mean(1) - sites[..., 4:].mean((1, 2)).square()
+    torch.testing.assert_close(norm.get_buffer("running_var"), expected, rtol=0.1, atol=0)
+    other = model_of(ImageSpace(1, 8, 8, 17))
+    state = copy.deepcopy(other.state_dict())
+    other.complete(data_of(other.space, 1), None, generator=torch.Generator())  # type: ignore[arg-type]
+    assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
+
+
+def test_truncated_latents_are_normal_within_the_limit() -> None:
+    model = model_of(ImageSpace(1, 8, 8, 256), network="dcgan").eval()
+    model.complete(data_of(model.space, 1), None, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    noise = torch.Generator()
+    z = model.draw_latents(50_000, noise.manual_seed(0), truncation=1.0)
+    assert float(z.abs().max()) <= 1
+    # Variance of a standard normal within -1 .. 1: 1 - 2 phi(1) / (2 Phi(1) - 1).
+    assert float(z.var()) == pytest.approx(1 - 2 * 0.2419707 / 0.6826895, abs=0.005)
+    assert float(model.draw_latents(50_000, noise.manual_seed(0), truncation=50.0).var()) == pytest.approx(1, abs=0.02)
+    first, all_of = (model.sample(64, generator=noise.manual_seed(1), truncation=t) for t in (0.01, None))
+    assert float(first.float().std(0).mean()) < float(all_of.float().std(0).mean())
+    with pytest.raises(InputError, match="truncation is 0"):
+        model.sample(1, truncation=0)
+
+
+def test_gamma_falls_along_a_cosine_over_the_burn_in() -> None:
+    rules = Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3, gamma_end=1.0, burn_in=0.5)
+    weights = [rules.gamma_at(progress) for progress in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)]
+    assert weights == pytest.approx([2, 1.5 + math.sqrt(2) / 4, 1.5, 1, 1, 1])
+    assert Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3).gamma_at(0.7) == 2
+    with pytest.raises(InputError, match="burn_in is 0"):
+        Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3, burn_in=0.0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"network": "dcgan"}, {"spectral_norm": True, "penalty": "none", "augment": "diff"}]
+)
+def test_a_short_training_moves_the_weights_and_leaves_them_finite(
+    options: dict[str, bool | str], tiny: Dataset, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = triptych.fit("gan", tiny, out=str(tmp_path / "run"), budget="6steps", hidden=8, verbose=False, **options)
+    start = read_weights(tmp_path / "run" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in start.values())
+    fresh = GAN(tiny.space, hidden=8, **options).state_dict()  # type: ignore[arg-type]
+    assert start.keys() == fresh.keys()
+    assert model.sample(2).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.slow

@@ -28,6 +28,8 @@ ALLOWED = {
     "api": {"drawing", "sampling", "training", "evaluation", "models", "data", "config"},
     "completion": {"api", "drawing", "sampling", "training", "models", "data", "config"},
     "latent_use": {"api", "completion", "drawing", "training", "evaluation", "models", "data", "config"},
+    "translation": {"api", "completion", "drawing", "models", "data", "config"},
+    "theory": {"data", "nn", "objectives"},
     "exhibits": {"api", "evaluation", "models", "data"},
     "comparison": {"api", "report", "training", "evaluation", "models", "data", "config"},
     "cli": {
@@ -37,6 +39,8 @@ ALLOWED = {
         "drawing",
         "exhibits",
         "latent_use",
+        "theory",
+        "translation",
         "sampling",
         "report",
         "evaluation",
@@ -47,7 +51,7 @@ ALLOWED = {
         "",
     },
     "__main__": {"cli"},
-    "": {"api", "comparison", "completion", "latent_use"},
+    "": {"api", "comparison", "completion", "latent_use", "translation"},
 }
 
 

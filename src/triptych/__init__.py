@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from triptych.errors import InputError, TrainingStopped
     from triptych.latent_use import encode, interpolate, reconstruct, traverse
     from triptych.spaces import ImageSpace, PointSpace
+    from triptych.translation import translate
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "resume",
     "sample",
     "score",
+    "translate",
     "traverse",
 ]
 
@@ -50,6 +52,7 @@ _HOME = {
     "interpolate": "triptych.latent_use",
     "reconstruct": "triptych.latent_use",
     "traverse": "triptych.latent_use",
+    "translate": "triptych.translation",
 }
 
 

@@ -34,9 +34,10 @@ from triptych.evaluation.evaluate import Evaluation
 from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.likelihood import evaluate_likelihood
 from triptych.files import write_atomically, write_text
+from triptych.models.adversarial import AdversarialModel
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import GenerativeModel, Likelihood
-from triptych.models.registry import PANELS, create_model, find_models, model_options, resolved_options
+from triptych.models.registry import PANELS, create_model, find_models, model_class, model_options, resolved_options
 from triptych.sampling.autoregressive import Sampler, Warp
 from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.files import read_json, write_json
@@ -207,6 +208,7 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    truncation: float | None = None,
     out: str | Path | None = None,
     animate: str | Path | None = None,
     verbose: bool = True,
@@ -222,6 +224,8 @@ def sample(
             but 1, the draws are not from p(x), and files of them say so (as a comment in PNG, GIF and .npz files).
         top_k: Likewise: draw from the k likeliest levels only; 0 for all.
         top_p: Likewise: draw from the fewest levels whose probabilities reach p together; 1 for all.
+        truncation: Of an adversarial model: the largest magnitude of a latent (Brock et al. 2019, arXiv:1809.11096).
+            Smaller ones give more typical and less varied samples, which files of them say likewise.
         out: File or folder to write too: .png (a grid, or a plot of points), .npy or .npz, or a folder (a PNG each).
         animate: .gif (256 colours) or .png or .apng file for an animation of an autoregressive model's drawing; of
             more than 100 images the first 100.
@@ -236,7 +240,12 @@ def sample(
         raise InputError(f"n is {n}; draw at least 1.")
     check_seed(seed)
     warp = Warp(temperature, top_k, top_p)
-    comment = describe_warp(warp)
+    comment = describe_warp(warp, truncation=truncation)
+    if truncation is not None and not isinstance(model, AdversarialModel):
+        able = [name for name in find_models() if issubclass(model_class(name), AdversarialModel)]
+        raise InputError(
+            f"{type(model).__name__} has no latents to truncate: leave out truncation, which {', '.join(able)} take."
+        )
     out, animate = (None if path is None else Path(path) for path in (out, animate))
     write = None if out is None else _writer(out, model, comment)
     if animate is not None:
@@ -257,7 +266,11 @@ def sample(
     else:
         _refuse_options_of_drawing(model, sampler, warp, animate)
         generator = torch.Generator(model.device).manual_seed(seed)
-        items = model.sample(n, labels=given, generator=generator).cpu().numpy()
+        if isinstance(model, AdversarialModel):
+            drawn = model.sample(n, labels=given, generator=generator, truncation=truncation)
+        else:
+            drawn = model.sample(n, labels=given, generator=generator)
+        items = drawn.cpu().numpy()
     if write is not None:
         write(items)
     if animate is not None and frames is not None and isinstance(model.space, ImageSpace):

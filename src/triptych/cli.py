@@ -103,6 +103,9 @@ class Sample:
     """Seed of the noise."""
     out: Path = Path("samples.png")
     """Where to write: a .png (a grid, or a plot of points), .npy or .npz (an array), or a folder (a PNG each)."""
+    truncation: float | None = None
+    """For an adversarial model: largest magnitude of a latent. Smaller ones give more typical and less varied samples,
+    which are no draws from p(x)."""
     animate: Path | None = None
     """Where to write an animation of an autoregressive model's drawing: .gif (256 colours), or .png or .apng. It shows
     the first 100 draws at most."""
@@ -117,12 +120,13 @@ class Sample:
             self.n,
             labels=labels,
             seed=self.seed,
+            truncation=self.truncation,
             out=self.out,
             animate=self.animate,
             **dataclasses.asdict(self.draw),
         )
         print(f"{self.n} samples -> {self.out}")
-        _tell_how(self.draw, self.animate, "p(x)")
+        _tell_how(self.draw, self.animate, "p(x)", self.truncation)
 
 
 @dataclass(frozen=True)
@@ -180,6 +184,50 @@ class Complete:
         print("\n".join(done.describe(originals.names)))
         print(f"{self.n} completions each of {len(originals.images)} images -> {self.out}")
         _tell_how(self.draw, self.animate, "p(rest | kept)")
+
+
+@dataclass(frozen=True)
+class Translate:
+    """Answer to part of images: triptych translate runs/pix2pix-digits --items 0,1,2"""
+
+    run_folder: Run
+    """Run folder of a trained pix2pix."""
+    source: Annotated[Positional[str | None], arg(metavar="SOURCE")] = None
+    """A folder of image files, an image file, an .npy or .npz file, or a data set; by default the data of the run."""
+    items: Annotated[str | None, arg(metavar="N,N,...")] = None
+    """Which of the images, counted from 0, with commas between; by default all of a folder, else the first four."""
+    split: Literal["train", "valid", "test", "all"] | None = None
+    """Which part of a data set; test by default."""
+    half: bool = False
+    """The image files hold nothing but the given half of a pair."""
+    n: Annotated[int, arg(aliases=["-n"])] = 4
+    """Answers to each image."""
+    label: int | None = None
+    """Class of the images, for a class-conditional model; by default their own where the source has it."""
+    seed: int = 0
+    """Seed of the noise."""
+    out: Path = Path("translated.png")
+    """Where to write: a .png (each row what is given, the answers, the original), .npz, or a folder (a PNG each)."""
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych import api
+        from triptych.data.dataset import Split
+        from triptych.latent_use import with_label
+        from triptych.translation import MAX_ROWS, check_translator, read_sources, translate
+
+        model = check_translator(api.load(self.run_folder))
+        items = None if self.items is None else parse_items(self.items)
+        originals = read_sources(
+            self.run_folder, model, self.source, items=items, split=self.split, half=self.half, data=self.data
+        )
+        labelled = with_label(model, Split(originals.images, originals.labels), self.label)
+        labels = labelled.labels if model.n_classes else None
+        done = translate(model, originals.images, n=self.n, labels=labels, seed=self.seed, out=self.out)
+        _tell_notes(originals.notes)
+        print("\n".join(done.describe(originals.names)))
+        shown = f" (the first {MAX_ROWS} shown)" if self.out.suffix == ".png" and len(done.images) > MAX_ROWS else ""
+        print(f"{self.n} answers each to {len(done.images)} images{shown} -> {self.out}")
 
 
 @dataclass(frozen=True)
@@ -387,9 +435,12 @@ class Score:
     """For a model with a bound: samples of the tighter importance-weighted bound; 0 for the ELBO."""
     annealed: int = 0
     """For a model with a bound: temperatures of annealed importance sampling, which can be tighter still and takes far
-    longer; with --limit for fewer items. 0 for none."""
+    longer; with --limit for fewer items. An implicit model gets a likelihood by it, with noise around its samples. 0
+    for none."""
     chains: int = 8
     """Chains of each item in annealing."""
+    parzen: int = 0
+    """For an implicit model: samples of the Parzen window that its likelihood used to be estimated with; 0 for none."""
     out: Path | None = None
     """CSV file for the value of each item."""
     data: OmitArgPrefixes[DataConfig] = DataConfig()
@@ -409,8 +460,12 @@ class Score:
         if self.split != "all":
             _tell_notes(notes)
         split = api.choose_split(data, self.split)
+        if self.annealed and self.parzen:
+            raise InputError("--annealed and --parzen are two estimates; ask for one of them.")
         if self.annealed:
-            likelihood = self._anneal(model, split)
+            likelihood = self._anneal(model, data.valid, split)
+        elif self.parzen:
+            likelihood = self._parzen(model, data.valid, split)
         else:
             likelihood = api.score(model, split, n_importance=self.importance_samples)
         for key, value in summarise(likelihood, model.space).items():
@@ -423,22 +478,42 @@ class Score:
             api.write_scores(likelihood, self.out)
             print(f"{len(likelihood.nats):,} values -> {self.out}")
 
-    def _anneal(self, model: GenerativeModel, split: Split) -> Likelihood:
+    def _anneal(self, model: GenerativeModel, valid: Split, split: Split) -> Likelihood:
         """Scores by annealing, and tells how far off it can be by what it misses on data of the model's own."""
         import torch
 
-        from triptych.evaluation.annealed import AnnealedSettings, bracket, evaluate_annealed
-        from triptych.models.base import ApproximateDensity
+        from triptych.evaluation.annealed import AnnealedSettings, LatentDensity, bracket, evaluate_annealed
+        from triptych.evaluation.implicit import evaluate_observed, observed
+        from triptych.models.base import ApproximateDensity, ImplicitDensity
 
-        if not isinstance(model, ApproximateDensity):
-            raise InputError(f"--annealed is for models with a bound; {type(model).__name__} has none.")
         settings = AnnealedSettings(n_temperatures=self.annealed, n_chains=self.chains, n_leapfrog=5)
-        likelihood = evaluate_annealed(model, split, settings=settings)
+        target: ApproximateDensity | LatentDensity
+        if isinstance(model, ApproximateDensity):
+            target, likelihood = model, evaluate_annealed(model, split, settings=settings)
+        elif isinstance(model, ImplicitDensity):
+            found = evaluate_observed(model, valid, split, settings=settings)
+            print(found.describe(model.space))
+            target, likelihood = observed(model, found.sigma), found.likelihood
+        else:
+            raise InputError(f"--annealed is for models with latents; {type(model).__name__} has none.")
         generator = torch.Generator(model.device).manual_seed(1)
         n = min(len(split), N_BRACKET)
-        gap = bracket(model, n, settings=settings, generator=generator).gap
+        gap = bracket(target, n, settings=settings, generator=generator).gap
         print(f"On {n} items drawn from the model annealing misses {gap:.2f} nats at most (mean).")
         return likelihood
+
+    def _parzen(self, model: GenerativeModel, valid: Split, split: Split) -> Likelihood:
+        """Scores by a kernel density of the model's samples, and tells why not to trust it."""
+        from triptych.evaluation.implicit import PARZEN_WARNING, evaluate_parzen
+        from triptych.models.base import ImplicitDensity
+
+        if not isinstance(model, ImplicitDensity):
+            raise InputError(f"--parzen is for models without a likelihood; {type(model).__name__} has one.")
+        found = evaluate_parzen(model, valid, split, n_samples=self.parzen)
+        unit = "where levels run from 0 to 1" if isinstance(model.space, ImageSpace) else "in units of the data's scale"
+        print(f"{float(found.unit_nats.mean()):.1f} nats {unit}; bandwidth {found.bandwidth:.3g} of these")
+        print(PARZEN_WARNING)
+        return found.likelihood
 
 
 @dataclass(frozen=True)
@@ -636,6 +711,7 @@ VERBS: dict[str, type] = {
     "fit": Fit,
     "sample": Sample,
     "complete": Complete,
+    "translate": Translate,
     "encode": Encode,
     "reconstruct": Reconstruct,
     "interpolate": Interpolate,
@@ -693,14 +769,14 @@ def _tell_notes(notes: Sequence[str]) -> None:
         print(f"triptych: {note}", file=sys.stderr)
 
 
-def _tell_how(draw: DrawConfig, animate: Path | None, of: str) -> None:
+def _tell_how(draw: DrawConfig, animate: Path | None, of: str, truncation: float | None = None) -> None:
     """Prints where the animation is, and that warped draws are not from the distribution."""
     from triptych.drawing import describe_warp
     from triptych.sampling.autoregressive import Warp
 
     if animate is not None:
         print(f"animation -> {animate}")
-    if comment := describe_warp(Warp(draw.temperature, draw.top_k, draw.top_p), of):
+    if comment := describe_warp(Warp(draw.temperature, draw.top_k, draw.top_p), of, truncation=truncation):
         print(comment)
 
 

@@ -15,7 +15,7 @@ from triptych import api
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, nearest_name
-from triptych.evaluation.evaluate import Evaluation
+from triptych.evaluation.evaluate import HELD_OUT, Evaluation
 from triptych.evaluation.results import Table
 from triptych.models.base import GenerativeModel
 from triptych.models.registry import find_models, model_class
@@ -156,6 +156,8 @@ def _content(evaluation: Evaluation, data: Dataset, folder: Path, config: TrainC
         table=evaluation.table,
         panels=tuple(_panel(name, evaluation, folder / name) for name in names),
         held_out=held_out,
+        held_out_neighbours=evaluation.neighbours.get(HELD_OUT),
+        held_out_neighbours_in_features=evaluation.neighbours_in_features.get(HELD_OUT),
         data=facts,
         command=command,
         environment=environment(),
@@ -192,6 +194,7 @@ def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
         curves=tuple(record for record in records if "event" not in record),
         reconstructions=evaluation.reconstructions.get(name),
         neighbours=evaluation.neighbours.get(name),
+        neighbours_in_features=evaluation.neighbours_in_features.get(name),
         facts=facts,
     )
 

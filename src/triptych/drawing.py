@@ -153,12 +153,13 @@ class Bar:
         self.next = time.perf_counter() + 0.1
 
 
-def describe_warp(warp: Warp, of: str = "p(x)") -> str:
-    """What a warp does to draws, in words for a person; empty if it does nothing."""
-    if not warp.changes:
-        return ""
+def describe_warp(warp: Warp, of: str = "p(x)", *, truncation: float | None = None) -> str:
+    """What a warp, or truncated latents, do to draws, in words for a person; empty if nothing is changed."""
     parts = {"temperature": warp.temperature, "top_k": warp.top_k, "top_p": warp.top_p}
     changed = [f"{key} {value}" for key, value in parts.items() if value != getattr(Warp(), key)]
+    changed += [] if truncation is None else [f"truncation {truncation}"]
+    if not changed:
+        return ""
     return f"{', '.join(changed)}: these are not draws from {of}"
 
 

@@ -25,7 +25,7 @@ from triptych.drawing import check_file, check_seed, read_labels
 from triptych.errors import InputError
 from triptych.evaluation.latents import encoded, latent_report
 from triptych.evaluation.likelihood import blocks, evaluate_likelihood
-from triptych.models.base import ApproximateDensity, GenerativeModel, ImplicitDensity, LatentModel
+from triptych.models.base import ApproximateDensity, GenerativeModel, LatentModel
 from triptych.models.registry import find_models, model_class
 from triptych.spaces import ImageSpace, PointSpace, Space
 from triptych.training.run import read_config
@@ -195,11 +195,7 @@ def latent_models() -> list[str]:
 def check_encoder(model: GenerativeModel) -> LatentModel:
     """The model, if it has an encoder; InputError with the names of those that have if not."""
     if not isinstance(model, LatentModel):
-        name = type(model).__name__
-        remedy = (
-            f" {name} interpolates between draws from its prior only." if isinstance(model, ImplicitDensity) else ""
-        )
-        raise InputError(f"{name} has no encoder; these models have: {', '.join(latent_models())}.{remedy}")
+        raise InputError(f"{type(model).__name__} has no encoder; these models have: {', '.join(latent_models())}.")
     return model
 
 
@@ -454,12 +450,11 @@ def interpolate(
 
 def _ends_from_prior(
     model: GenerativeModel, n: int, labels: Tensor | None, seed: int
-) -> tuple[LatentModel | ImplicitDensity, Tensor, np.ndarray | None]:
+) -> tuple[LatentModel, Tensor, np.ndarray | None]:
     """The model, two latents for each of n paths, (2, n, n_latents), and the paths' classes."""
-    if not isinstance(model, LatentModel | ImplicitDensity):
-        able = [name for name in find_models() if issubclass(model_class(name), LatentModel | ImplicitDensity)]
-        raise InputError(f"{type(model).__name__} has no latents; these models have: {', '.join(able)}.")
-    if isinstance(model, LatentModel) and not model.has_normal_prior:
+    if not isinstance(model, LatentModel):
+        raise InputError(f"{type(model).__name__} has no latents; these models have: {', '.join(latent_models())}.")
+    if not model.has_normal_prior:
         raise InputError(f"The latents of {type(model).__name__} have no normal prior to draw from; give two items.")
     if n < 1:
         raise InputError(f"n is {n}; draw at least 1 pair.")
@@ -684,13 +679,12 @@ def _read(space: Space, split: Split, part: slice) -> np.ndarray:
 
 
 @torch.no_grad()
-def _decoded(model: LatentModel | ImplicitDensity, z: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+def _decoded(model: LatentModel, z: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
     """What the latents (N, n_latents) stand for, in data units, (N, *space.shape)."""
-    decode = model.decode if isinstance(model, LatentModel) else model.generate
     parts = []
     for block in blocks(len(z), model.space):
         own = None if labels is None else torch.as_tensor(labels[block], device=model.device)
-        parts.append(decode(torch.as_tensor(z[block], device=model.device), own).cpu().numpy())
+        parts.append(model.decode(torch.as_tensor(z[block], device=model.device), own).cpu().numpy())
     return np.concatenate(parts)
 
 

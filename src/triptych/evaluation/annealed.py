@@ -5,7 +5,9 @@ q(z|x) fits the posterior badly. Annealing does not use q at all: it walks from 
 
     p_beta(z) proportional to p(z) p(x|z)^beta,    0 = beta_0 < beta_1 < ... < beta_T = 1,
 
-and the weights that it collects on the way are an unbiased estimate of p(x).
+and the weights that it collects on the way are an unbiased estimate of p(x). All it asks of a model is a standard
+normal z and p(x|z), so that a generator with an observation model around it can be annealed too
+(`evaluation/implicit.py`).
 
 References:
     Annealed Importance Sampling, Neal 2001, Statistics and Computing 11, arXiv:physics/9803008.
@@ -22,7 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Generator, Tensor
@@ -30,7 +32,7 @@ from torch import Generator, Tensor
 from triptych.data.dataset import Split
 from triptych.errors import InputError
 from triptych.evaluation.likelihood import evaluation_mode, read_batch
-from triptych.models.base import ApproximateDensity, Likelihood
+from triptych.models.base import ApproximateDensity, Kind, LatentModel, Likelihood
 
 _SHARPNESS = 4.0  # Of the schedule's sigmoid, as both papers have it.
 _ACCEPTANCE = 0.65  # Share of accepted proposals at which Hamiltonian chains go furthest (arXiv:1206.1901, sec. 4.4).
@@ -74,6 +76,49 @@ class Bracket:
         return float((self.upper - self.lower).mean())
 
 
+class LogLikelihood(Protocol):
+    """log p(x|z), nats, (N,), as `ApproximateDensity.log_likelihood` has it: differentiable with respect to z."""
+
+    def __call__(self, x: Tensor, z: Tensor, labels: Tensor | None = None) -> Tensor: ...
+
+
+class DrawGiven(Protocol):
+    """A draw from p(x|z), (N, *space.shape), as `ApproximateDensity.draw_given` has it."""
+
+    def __call__(self, z: Tensor, labels: Tensor | None = None, *, generator: Generator | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LatentDensity:
+    """p(x), the integral of p(x|z) over a standard normal z: all that annealing asks of a model.
+
+    Raises:
+        InputError: If the prior of the model is not standard normal.
+    """
+
+    model: LatentModel
+    """What has the latents, the space and the classes."""
+    log_likelihood: LogLikelihood
+    draw_given: DrawGiven
+    kind: Kind
+    """What an annealed log p(x) is as a statement about the model: a 'lower bound' where p(x|z) is the model's own, an
+    'estimate' where p(x|z) was put there to have one."""
+
+    def __post_init__(self) -> None:
+        if not self.model.has_normal_prior:
+            raise InputError(
+                f"The prior of {type(self.model).__name__} is not standard normal, so p(x) cannot be annealed;"
+                " use the importance-weighted bound."
+            )
+
+    @staticmethod
+    def of(model: ApproximateDensity | LatentDensity) -> LatentDensity:
+        """The density of a model with a p(x|z) of its own; a density itself as it is."""
+        if isinstance(model, LatentDensity):
+            return model
+        return LatentDensity(model, model.log_likelihood, model.draw_given, "lower bound")
+
+
 def schedule(n_temperatures: int) -> list[float]:
     """beta_0 = 0 .. beta_T = 1, sigmoidal in t: dense at both ends, where p_beta changes fastest.
 
@@ -85,7 +130,7 @@ def schedule(n_temperatures: int) -> list[float]:
 
 
 def ais(
-    model: ApproximateDensity,
+    model: ApproximateDensity | LatentDensity,
     x: Tensor,
     labels: Tensor | None = None,
     *,
@@ -100,7 +145,7 @@ def ais(
     in the measured run they would depend on the chain's past, and the estimate would be biased.
 
     Arguments:
-        model: Of a standard normal prior. Runs in evaluation mode, on its own device.
+        model: Of a standard normal prior, or a density made of one. Runs in evaluation mode, on its own device.
         x: Images, integers 0 .. levels-1, (N, C, H, W), or points, float, (N, dim).
         labels: int64, (N,); required by a class-conditional model.
         settings: None for the defaults. N * n_chains latents are decoded at once.
@@ -115,19 +160,20 @@ def ais(
         Differs: steps from a preliminary run; each proposal's step is jittered by a fifth.
     """
     settings = settings or AnnealedSettings()
-    _check_prior(model)
-    model.space.check(x)
-    labels = model.check_labels(len(x), labels, draw=False)
-    with evaluation_mode(model):
-        target = _Target.of(model, x, labels, settings.n_chains)
+    density = LatentDensity.of(model)
+    network = density.model
+    network.space.check(x)
+    labels = network.check_labels(len(x), labels, draw=False)
+    with evaluation_mode(network):
+        target = _Target.of(density, x, labels, settings.n_chains)
         steps = _tuned_steps(target, settings, generator)
-        z = torch.randn((len(target.x), model.n_latents), generator=generator, device=model.device)
+        z = torch.randn((len(target.x), network.n_latents), generator=generator, device=network.device)
         betas = schedule(settings.n_temperatures)
         return _log_mean_weight(target, z, betas, steps, settings.n_leapfrog, generator, progress)
 
 
 def bracket(
-    model: ApproximateDensity,
+    model: ApproximateDensity | LatentDensity,
     n: int,
     *,
     labels: Tensor | None = None,
@@ -155,21 +201,23 @@ def bracket(
         posterior draw; each is unbiased by itself, so their mean is.
     """
     settings = settings or AnnealedSettings()
-    _check_prior(model)
+    density = LatentDensity.of(model)
+    network = density.model
     if n < 1 or batch_size < 1:
         raise InputError(f"n is {n} and batch_size {batch_size}; both must be at least 1.")
-    labels = model.check_labels(n, labels, draw=True, generator=generator)
+    labels = network.check_labels(n, labels, draw=True, generator=generator)
     betas = schedule(settings.n_temperatures)
     lower, upper = [], []
-    with evaluation_mode(model):
+    device = network.device
+    with evaluation_mode(network):
         for start in range(0, n, batch_size):
             some = None if labels is None else labels[start : start + batch_size]
-            truth = torch.randn((min(batch_size, n - start), model.n_latents), generator=generator, device=model.device)
+            truth = torch.randn((min(batch_size, n - start), network.n_latents), generator=generator, device=device)
             with torch.no_grad():
-                x = model.draw_given(truth, some, generator=generator)
-            target = _Target.of(model, x, some, settings.n_chains)
+                x = density.draw_given(truth, some, generator=generator)
+            target = _Target.of(density, x, some, settings.n_chains)
             steps = _tuned_steps(target, settings, generator)
-            z = torch.randn((len(target.x), model.n_latents), generator=generator, device=model.device)
+            z = torch.randn((len(target.x), network.n_latents), generator=generator, device=device)
             lower.append(_log_mean_weight(target, z, betas, steps, settings.n_leapfrog, generator))
             # The same chain backwards, with the same transitions, is annealing from the posterior to the prior.
             z = truth.repeat_interleave(settings.n_chains, 0)
@@ -179,7 +227,7 @@ def bracket(
 
 
 def evaluate_annealed(
-    model: ApproximateDensity,
+    model: ApproximateDensity | LatentDensity,
     split: Split,
     *,
     settings: AnnealedSettings | None = None,
@@ -190,27 +238,30 @@ def evaluate_annealed(
     """`ais` of every item of a split, in its order.
 
     Arguments:
-        model: On any device. Class-conditional models are given the split's labels: log p(x | label).
+        model: On any device, or a density made of one. Class-conditional models are given the split's labels: log p(x |
+            label).
         settings: None for the defaults.
         seed: Of all draws.
         batch_size: Items at once; batch_size * n_chains latents are decoded at once.
         progress: Told how far the chains are, a short line at each tenth.
     Returns:
-        Nats per item on the CPU, (len(split),): a lower bound, since it is one in expectation.
+        Nats per item on the CPU, (len(split),): a lower bound in expectation, typed as the density says.
     Raises:
         InputError: If the items or labels do not fit the model, or its prior is not standard normal.
     """
     settings = settings or AnnealedSettings()
     if len(split) == 0 or batch_size < 1:
         raise InputError(f"The split has {len(split)} items and batch_size is {batch_size}; both must be at least 1.")
-    generator = Generator(model.device).manual_seed(seed)
+    density = LatentDensity.of(model)
+    network = density.model
+    generator = Generator(network.device).manual_seed(seed)
     parts = []
     for start in range(0, len(split), batch_size):
-        x, labels = read_batch(model, split, slice(start, start + batch_size))
+        x, labels = read_batch(network, split, slice(start, start + batch_size))
         tell = None if progress is None else _prefixed(progress, f"items {start + 1}-{start + len(x)} of {len(split)}")
-        nats = ais(model, x, labels, settings=settings, generator=generator, progress=tell)
+        nats = ais(density, x, labels, settings=settings, generator=generator, progress=tell)
         parts.append(nats.float().cpu())
-    return Likelihood(torch.cat(parts), "lower bound", model.measure, settings.n_chains)
+    return Likelihood(torch.cat(parts), density.kind, network.measure, settings.n_chains)
 
 
 class _State(NamedTuple):
@@ -228,20 +279,20 @@ class _State(NamedTuple):
 class _Target:
     """p(x|z) of some items, each repeated for its chains: row i * n_chains + k is chain k of item i."""
 
-    model: ApproximateDensity
+    density: LatentDensity
     x: Tensor
     labels: Tensor | None
     n_chains: int
 
     @staticmethod
-    def of(model: ApproximateDensity, x: Tensor, labels: Tensor | None, n_chains: int) -> _Target:
-        x = x.to(model.device).repeat_interleave(n_chains, 0)
-        return _Target(model, x, None if labels is None else labels.repeat_interleave(n_chains, 0), n_chains)
+    def of(density: LatentDensity, x: Tensor, labels: Tensor | None, n_chains: int) -> _Target:
+        x = x.to(density.model.device).repeat_interleave(n_chains, 0)
+        return _Target(density, x, None if labels is None else labels.repeat_interleave(n_chains, 0), n_chains)
 
     def at(self, z: Tensor) -> _State:
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            log_p = self.model.log_likelihood(self.x, z, self.labels)
+            log_p = self.density.log_likelihood(self.x, z, self.labels)
             (gradient,) = torch.autograd.grad(log_p.sum(), z)
         return _State(z.detach(), log_p.detach().double(), gradient)
 
@@ -291,7 +342,7 @@ def _tuned_steps(target: _Target, settings: AnnealedSettings, generator: Generat
     """
     n_items, device = len(target.x) // target.n_chains, target.x.device
     log_step = torch.full((n_items,), math.log(_FIRST_STEP), dtype=torch.float64, device=device)
-    z = torch.randn((len(target.x), target.model.n_latents), generator=generator, device=device)
+    z = torch.randn((len(target.x), target.density.model.n_latents), generator=generator, device=device)
     state, found = target.at(z), []
     for beta in schedule(settings.n_pilot)[1:]:
         state, acceptance = target.move(state, beta, log_step.exp(), settings.n_leapfrog, generator)
@@ -332,14 +383,6 @@ def _log_mean_weight(
         if progress is not None and (t + 1) * 10 // n > t * 10 // n:
             progress(f"annealing, {t + 1} of {n} temperatures")
     return log_weight.unflatten(0, (-1, target.n_chains)).logsumexp(1) - math.log(target.n_chains)
-
-
-def _check_prior(model: ApproximateDensity) -> None:
-    if not model.has_normal_prior:
-        raise InputError(
-            f"The prior of {type(model).__name__} is not standard normal, so p(x) cannot be annealed;"
-            " use the importance-weighted bound."
-        )
 
 
 def _prefixed(progress: Callable[[str], None], prefix: str) -> Callable[[str], None]:

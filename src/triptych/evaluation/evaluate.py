@@ -22,7 +22,7 @@ from triptych.evaluation.likelihood import (
     read_batch,
     summarise,
 )
-from triptych.evaluation.neighbours import Neighbours, show_neighbours
+from triptych.evaluation.neighbours import FeatureSearch, Neighbours, show_neighbours
 from triptych.evaluation.results import Measurement, Metric, Row, Table
 from triptych.evaluation.sharpness import (
     gradient_energy,
@@ -42,7 +42,14 @@ from triptych.evaluation.two_sample import (
     precision_recall,
     wilson_interval,
 )
-from triptych.models.base import ApproximateDensity, GenerativeModel, LatentModel, Likelihood, TractableDensity
+from triptych.models.base import (
+    ApproximateDensity,
+    GenerativeModel,
+    ImplicitDensity,
+    LatentModel,
+    Likelihood,
+    TractableDensity,
+)
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 Progress = Callable[[str], None]
@@ -68,7 +75,9 @@ class Evaluation:
     reconstructions: dict[str, tuple[np.ndarray, np.ndarray]]
     """By model with an encoder: held-out items and their reconstructions, (M, *space.shape) each."""
     neighbours: dict[str, Neighbours]
-    """By model: some samples beside their nearest training items."""
+    """By model: some samples beside their nearest training items; under 'held-out' the same of held-out items."""
+    neighbours_in_features: dict[str, Neighbours]
+    """The same by distances in the first extractor's features, for images."""
     notes: tuple[str, ...]
     """What a reader must know to read the table rightly, a sentence each."""
 
@@ -107,7 +116,7 @@ def evaluate(
         raise InputError(f"n_samples is {n_samples}; it must be at least 1.")
     space, held_out = dataset.space, dataset.splits[split]
     for name, model in models.items():
-        if name in (_TRAIN, _NOISE, _TRUE):
+        if name in (_TRAIN, _NOISE, _TRUE, HELD_OUT):
             raise InputError(f"{name!r} names a reference row; call the model something else.")
         if not _same_shape(model.space, space):
             raise InputError(f"{name} models {model.space}; {dataset.name!r} holds {space}.")
@@ -121,6 +130,11 @@ def evaluate(
     samples: dict[str, np.ndarray] = {}
     reconstructions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     neighbours: dict[str, Neighbours] = {}
+    in_features: dict[str, Neighbours] = {}
+    search = None
+    if extractors and isinstance(space, ImageSpace):
+        tell(f"train split: {extractors[0].key} features")
+        search = FeatureSearch(extractors[0], dataset.train, seed=seed)
     notes: list[str] = []
     if any(isinstance(extractor, ClassifierFeatures) for extractor in extractors):
         notes.append(
@@ -141,21 +155,30 @@ def evaluate(
             found |= sharpness.measure(items)
         return found
 
+    def look_for_copies(name: str, items: np.ndarray) -> None:
+        if np.isfinite(items).all():
+            tell(f"{name}: nearest training items")
+            neighbours[name] = show_neighbours(items[:N_SHOWN], dataset.train, space)
+            if search is not None:
+                in_features[name] = search.show(items[:N_SHOWN])
+
     for name, model in models.items():
         with evaluation_mode(model):
             measurements = _likelihoods(name, model, held_out, n_importance, seed, notes, tell)
             samples[name], speed = _draw(name, model, held_out.labels, n, seed, tell)
-            if isinstance(model, LatentModel):
+            # Without a recognition network every item would be looked for by hundreds of steps.
+            is_slow = isinstance(model, ImplicitDensity) and model.recognition is None
+            if isinstance(model, LatentModel) and not is_slow:
                 reconstructions[name] = _reconstruct(model, held_out)
             if isinstance(model, ApproximateDensity):
                 notes += [f"{name}: {line}" for line in _latents(model, held_out, measurements, seed)]
         measurements |= distances(name, samples[name])
         measurements["samples_per_second"] = speed
-        if np.isfinite(samples[name]).all():
-            tell(f"{name}: nearest training items")
-            neighbours[name] = show_neighbours(samples[name][:N_SHOWN], dataset.train, space)
+        look_for_copies(name, samples[name])
         rows.append(Row(name, model.panel, measurements))
     rng = np.random.Generator(np.random.PCG64(seed))
+    spread = np.linspace(0, len(held_out) - 1, min(N_SHOWN, len(held_out))).astype(np.int64)
+    look_for_copies(HELD_OUT, held_out_items[spread])
     train = dataset.train.read(np.sort(rng.permutation(len(dataset.train))[:n]))[0]
     rows.append(Row(_TRAIN, None, distances(_TRAIN, train)))
     rows.append(Row(_NOISE, None, _noise_likelihood(space, len(held_out)) | distances(_NOISE, _noise(dataset, n, rng))))
@@ -173,9 +196,10 @@ def evaluate(
             f"Fréchet distance and recall are biased; compare with the row '{_TRAIN}', which shares the bias."
         )
     metrics = _metrics(space, models, extractors, n_importance, split)
-    return Evaluation(Table(metrics, tuple(rows)), samples, reconstructions, neighbours, tuple(notes))
+    return Evaluation(Table(metrics, tuple(rows)), samples, reconstructions, neighbours, in_features, tuple(notes))
 
 
+HELD_OUT = "held-out"
 _TRAIN, _NOISE, _TRUE = "train vs held-out", "noise", "true density"
 
 

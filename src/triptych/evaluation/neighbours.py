@@ -8,6 +8,7 @@ import numpy as np
 
 from triptych.data.dataset import Split
 from triptych.errors import InputError
+from triptych.evaluation.features import FeatureExtractor
 from triptych.spaces import ImageSpace, Space
 
 
@@ -20,7 +21,7 @@ class Neighbours:
     nearest: np.ndarray
     """(M, K, *space.shape): the K nearest training items of each, nearest first."""
     distances: np.ndarray
-    """(M, K): Euclidean distances, on data scaled to 0 .. 1 (images) or data units (points)."""
+    """(M, K): Euclidean distances, on data scaled to 0 .. 1 (images) or data units (points), or of features."""
 
 
 def nearest_neighbours(
@@ -65,6 +66,36 @@ def show_neighbours(queries: np.ndarray, split: Split, space: Space, *, k: int =
     positions, distances = nearest_neighbours(queries, split, space, k=k)
     nearest = split.read(positions.reshape(-1))[0]
     return Neighbours(queries, nearest.reshape(*positions.shape, *space.shape), distances)
+
+
+class FeatureSearch:
+    """Finds the training items nearest to samples in features, where a copy that is shifted by a pixel is still near.
+
+    Arguments:
+        split: Where to look: at most `most` of its items, drawn at random.
+        seed: Of that choice.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, split: Split, *, most: int = 20_000, seed: int = 0) -> None:
+        self.extractor, self.split = extractor, split
+        rng = np.random.Generator(np.random.PCG64(seed))
+        self.positions = np.sort(rng.permutation(len(split))[:most])
+        features = [extractor(split.read(part)[0]) for part in np.array_split(self.positions, -(-len(self) // 4096))]
+        self.features = np.concatenate(features)  # (len(self), D)
+        self.norms = (self.features**2).sum(axis=1)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def show(self, queries: np.ndarray, *, k: int = 3) -> Neighbours:
+        """Samples with their k nearest items in features, read out."""
+        features = self.extractor(queries)  # (M, D)
+        squared = (features**2).sum(axis=1)[:, None] - 2 * (features @ self.features.T) + self.norms
+        order = np.argsort(squared, axis=1, kind="stable")[:, :k]  # (M, k)
+        nearest = self.split.read(self.positions[order.reshape(-1)])[0]
+        # Anew, since the difference of squares leaves a rounding error in the place of 0.
+        distances = np.linalg.norm(self.features[order] - features[:, None], axis=2)
+        return Neighbours(queries, nearest.reshape(*order.shape, *queries.shape[1:]), distances)
 
 
 def _coordinates(items: np.ndarray, space: Space) -> np.ndarray:

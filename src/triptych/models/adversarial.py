@@ -8,6 +8,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
 from triptych.models.base import Batch, ImplicitDensity, Loss, Phase
+from triptych.models.inversion import EncoderName, pair_loss, recognition_errors
+from triptych.nn.adversarial import standing_statistics
+from triptych.nn.augment import Augmentation
 from triptych.nn.blocks import Scale
 from triptych.nn.options import check_counts, check_not_negative
 from triptych.objectives.adversarial import (
@@ -34,6 +38,8 @@ from triptych.spaces import ImageSpace, PointSpace, Space
 PenaltyName = Literal["none", "r1", "r2", "r1_r2", "gradient"]
 
 FINEST_NOISE = 1 / 8  # Width of the dequantisation noise at most, where data runs from -1 to 1.
+HAVE_ZERO = ("minimax", "non_saturating", "hinge")  # Objectives whose logits are positive for what is judged real.
+N_SETTLING = 8  # Batches of `MAX_DRAWN` that the running statistics of a batch normalisation are taken of at the end.
 MAX_DRAWN = 256  # Items that a generator draws at once: memory does not grow with the number asked for.
 
 
@@ -58,6 +64,9 @@ class Rules:
     betas: tuple[float, float] = (0.0, 0.99)
     clip_weights: float = 0.0
     """Largest weight of the discriminator, 0 for no limit."""
+    gamma_end: float | None = None
+    """Where gamma goes along a cosine over the first `burn_in` of training; None for a gamma that stays."""
+    burn_in: float = 1.0
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -67,6 +76,17 @@ class Rules:
         check_counts(critic_steps=self.critic_steps)
         check_not_negative(gamma=self.gamma, clip_weights=self.clip_weights)
         check_not_negative(discriminator_rate=self.discriminator_rate, generator_rate=self.generator_rate)
+        if self.gamma_end is not None:
+            check_not_negative(gamma_end=self.gamma_end)
+        if not 0 < self.burn_in <= 1:
+            raise InputError(f"burn_in is {self.burn_in}; it must be above 0 and at most 1.")
+
+    def gamma_at(self, progress: float) -> float:
+        """Weight of the penalty when a share of training is done, 0 .. 1."""
+        if self.gamma_end is None:
+            return self.gamma
+        left = 0.5 * (1 + math.cos(math.pi * min(1.0, progress / self.burn_in)))
+        return self.gamma_end + left * (self.gamma - self.gamma_end)
 
 
 class Verdict(NamedTuple):
@@ -91,6 +111,9 @@ class AdversarialModel(ImplicitDensity):
     def __init__(self, space: Space, n_classes: int = 0) -> None:
         super().__init__(space, n_classes)
         self.scale = Scale(space)
+        self.augmentation: Augmentation | None = None
+        self.encoder: EncoderName = "none"
+        """How `recognition`, which a final class makes, is learnt: 'after' the game, or in it ('bigan')."""
 
     @abstractmethod
     def fake(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -100,37 +123,89 @@ class AdversarialModel(ImplicitDensity):
     def judge(self, y: Tensor, labels: Tensor | None = None) -> Verdict:
         """The discriminator on scaled data, (N, n_channels, ...)."""
 
+    def judge_pair(self, y: Tensor, z: Tensor | None, labels: Tensor | None = None) -> Verdict:
+        """The discriminator on pairs of scaled data and latents. One that judges none says what it does of the data."""
+        return self.judge(y, labels)
+
+    def recognised(self, y: Tensor, labels: Tensor | None = None) -> Tensor | None:
+        """The latents that make pairs of real scaled data, (N, n_latents); None where no pairs are judged."""
+        return None if self.encoder != "bigan" or self.recognition is None else self.recognition(y, labels)
+
     @abstractmethod
     def players(self) -> tuple[Iterable[nn.Parameter], Iterable[nn.Parameter]]:
         """Parameters of the discriminator, and of the generator."""
 
     def view(self, y: Tensor, generator: Generator | None) -> Tensor:
-        """Real or generated data as the discriminator is shown them: with the noise that hides which are integers."""
+        """Real or generated data as the discriminator is shown them: with the noise that hides which are integers, and
+        augmented."""
         if isinstance(self.space, PointSpace):
             return y
         assert isinstance(self.space, ImageSpace)
         width = min(2 / (self.space.levels - 1), FINEST_NOISE)
-        return y + width * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
+        y = y + width * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
+        return y if self.augmentation is None else self.augmentation(y, generator)
 
-    def draw_latents(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Draws from the prior, a standard normal, (n, n_latents)."""
-        return torch.randn((n, self.n_latents), generator=generator, device=self.device)
+    def generator_penalty(self) -> dict[str, Tensor]:
+        """What the generator pays besides the game: terms that are added to its loss, by name."""
+        return {}
+
+    def draw_latents(self, n: int, generator: Generator | None = None, truncation: float | None = None) -> Tensor:
+        """Draws from the prior, a standard normal, (n, n_latents).
+
+        Arguments:
+            truncation: Largest magnitude of a latent, above 0; smaller ones give more typical and less varied samples.
+                None for no limit.
+        Raises:
+            InputError: If truncation is not above 0.
+        Source:
+            Truncation: Brock, Donahue & Simonyan 2019, arXiv:1809.11096, section 3.1. Differs: by the quantile function
+            instead of drawing again what lies outside, which gives the same distribution.
+        """
+        if truncation is None:
+            return torch.randn((n, self.n_latents), generator=generator, device=self.device)
+        if not truncation > 0:
+            raise InputError(f"truncation is {truncation}; it must be above 0.")
+        uniform = torch.rand((n, self.n_latents), generator=generator, device=self.device)
+        z = math.sqrt(2) * torch.erfinv((2 * uniform - 1) * math.erf(truncation / math.sqrt(2)))
+        return z.clamp(-truncation, truncation)  # rounding
 
     def generate(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.scale.inverse(self.fake(z, self.check_labels(len(z), labels, draw=False)))
 
     @torch.no_grad()
-    def sample(self, n: int, *, labels: Tensor | None = None, generator: Generator | None = None) -> Tensor:
+    def settle(self, network: nn.Module, generator: Generator) -> None:
+        """Fits the running statistics of a generator's batch normalisation to its weights: `standing_statistics`.
+
+        Arguments:
+            generator: Of the CPU; its seed alone is used.
+        """
+        noise = torch.Generator(self.device).manual_seed(generator.initial_seed())
+        with standing_statistics(network):
+            for _ in range(N_SETTLING):
+                z = self.draw_latents(MAX_DRAWN, noise)
+                self.fake(z, self.check_labels(MAX_DRAWN, None, draw=True, generator=noise))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        generator: Generator | None = None,
+        truncation: float | None = None,
+    ) -> Tensor:
+        """As of the contract; truncation as of `draw_latents`."""
         labels = self.check_labels(n, labels, draw=True, generator=generator)
         parts = []
         for start in range(0, max(n, 1), MAX_DRAWN):
-            z = self.draw_latents(min(MAX_DRAWN, n - start), generator)
+            z = self.draw_latents(min(MAX_DRAWN, n - start), generator, truncation)
             parts.append(self.generate(z, None if labels is None else labels[start : start + MAX_DRAWN]))
         return torch.cat(parts)
 
     def phases(self) -> tuple[Phase, ...]:
         rules, (judges, makers) = self.rules, self.players()
-        return (
+        own = () if self.recognition is None else tuple(self.recognition.parameters())
+        game = (
             Phase(
                 "discriminator",
                 tuple(judges),
@@ -140,40 +215,74 @@ class AdversarialModel(ImplicitDensity):
                 clip_norm=0,
                 clip_weights=rules.clip_weights,
             ),
-            Phase("generator", tuple(makers), learning_rate=rules.generator_rate, betas=rules.betas, clip_norm=0),
+            Phase(
+                "generator",
+                (*makers, *(own if self.encoder == "bigan" else ())),
+                learning_rate=rules.generator_rate,
+                betas=rules.betas,
+                clip_norm=0,
+            ),
         )
+        if self.encoder != "after":
+            return game
+        return (*game, Phase("recognition", own, learning_rate=2e-3, stage=1, stage_share=0.25))
 
     def loss(self, batch: Batch, phase: str, *, generator: Generator | None = None) -> Loss:
         labels = batch.labels if self.n_classes else None
         z = self.draw_latents(len(batch.x), generator)
+        if phase == "recognition":
+            return self._recognition_loss(batch.x, z, labels)
         if phase == "generator":
             return self._generator_loss(batch.x, z, labels, generator)
-        return self._discriminator_loss(batch.x, z, labels, generator)
+        return self._discriminator_loss(batch.x, z, labels, self.rules.gamma_at(batch.progress), generator)
+
+    def _recognition_loss(self, x: Tensor, z: Tensor, labels: Tensor | None) -> Loss:
+        assert self.recognition is not None
+
+        def as_data(y: Tensor) -> Tensor:
+            """Generated data as `encode` gets them: rounded."""
+            return self.scale(self.scale.inverse(y))
+
+        errors = recognition_errors(self.recognition, self.fake, self.scale(x), z, labels, show=as_data)
+        terms = {"squared_error_z": errors.latent, "squared_error_x": errors.reconstruction}
+        return _loss(errors.latent + errors.reconstruction, terms)
 
     def _generator_loss(self, x: Tensor, z: Tensor, labels: Tensor | None, generator: Generator | None) -> Loss:
         objective = OBJECTIVES[self.rules.objective]
-        fake = self.judge(self.view(self.fake(z, labels), generator), labels)
+        plays = self.encoder == "bigan"  # The encoder, on the generator's side.
+        fake = self.judge_pair(self.view(self.fake(z, labels), generator), z, labels)
         real_logits = fake.logits.new_empty(0)
-        if objective.pairs:
-            with torch.no_grad():
-                real_logits = self.judge(self.view(self.scale(x), generator), labels).logits
-        game = objective.generator(real_logits, fake.logits)
+        if objective.pairs or plays:
+            with torch.set_grad_enabled(plays and torch.is_grad_enabled()):
+                y = self.scale(x)
+                real_logits = self.judge_pair(self.view(y, generator), self.recognised(y, labels), labels).logits
+        if plays:
+            game = pair_loss(self.rules.objective, real_logits, fake.logits)
+        else:
+            game = objective.generator(real_logits, fake.logits)
         total = game
         terms: dict[str, Tensor] = {self.rules.objective: game}
         if fake.class_logits is not None and labels is not None:
             terms["class_nats_fake"] = F.cross_entropy(fake.class_logits, labels)
             total = total + terms["class_nats_fake"]
+        penalties = self.generator_penalty()
+        for penalty in penalties.values():
+            total = total + penalty
+        terms |= penalties
         return _loss(total, terms)
 
-    def _discriminator_loss(self, x: Tensor, z: Tensor, labels: Tensor | None, generator: Generator | None) -> Loss:
+    def _discriminator_loss(
+        self, x: Tensor, z: Tensor, labels: Tensor | None, gamma: float, generator: Generator | None
+    ) -> Loss:
         rules = self.rules
-        on_real = rules.penalty in ("r1", "r1_r2") and rules.gamma > 0
-        on_fake = rules.penalty in ("r2", "r1_r2") and rules.gamma > 0
-        y_real = self.view(self.scale(x), generator).requires_grad_(on_real)
+        on_real = rules.penalty in ("r1", "r1_r2") and gamma > 0
+        on_fake = rules.penalty in ("r2", "r1_r2") and gamma > 0
         with torch.no_grad():
             y_fake = self.view(self.fake(z, labels), generator)
+            y_real, z_real = self.view(self.scale(x), generator), self.recognised(self.scale(x), labels)
+        y_real.requires_grad_(on_real)
         y_fake.requires_grad_(on_fake)
-        real, fake = self.judge(y_real, labels), self.judge(y_fake, labels)
+        real, fake = self.judge_pair(y_real, z_real, labels), self.judge_pair(y_fake, z, labels)
         game = OBJECTIVES[rules.objective].discriminator(real.logits, fake.logits)
         total = game
         terms = {
@@ -182,16 +291,22 @@ class AdversarialModel(ImplicitDensity):
             "logit_fake": fake.logits.mean(),
             "jsd_bound_nats": jsd_bound(real.logits.detach(), fake.logits.detach()),
         }
+        if self.augmentation is not None and self.augmentation.adaptive:
+            if self.training:
+                middle = 0.0 if rules.objective in HAVE_ZERO else (real.logits.mean() + fake.logits.mean()) / 2
+                self.augmentation.adapt(real.logits - middle)
+            terms["augment_p"] = self.augmentation.p.clone()
         if on_real:
             terms["r1"] = zero_centred_penalty(real.logits, y_real)
-            total = total + 0.5 * rules.gamma * terms["r1"]
+            total = total + 0.5 * gamma * terms["r1"]
         if on_fake:
             terms["r2"] = zero_centred_penalty(fake.logits, y_fake)
-            total = total + 0.5 * rules.gamma * terms["r2"]
-        if rules.penalty == "gradient" and rules.gamma > 0:
+            total = total + 0.5 * gamma * terms["r2"]
+        if rules.penalty == "gradient" and gamma > 0:
             y = between(y_real, y_fake, generator)
-            terms["gradient_penalty"] = one_centred_penalty(self.judge(y, labels).logits, y)
-            total = total + rules.gamma * terms["gradient_penalty"]
+            z_between = None if z_real is None else between(z_real, z, generator)
+            terms["gradient_penalty"] = one_centred_penalty(self.judge_pair(y, z_between, labels).logits, y)
+            total = total + gamma * terms["gradient_penalty"]
         if real.class_logits is not None and fake.class_logits is not None and labels is not None:
             terms["class_nats_real"] = F.cross_entropy(real.class_logits, labels)
             total = total + terms["class_nats_real"] + F.cross_entropy(fake.class_logits, labels)

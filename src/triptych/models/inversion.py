@@ -29,6 +29,8 @@ from triptych.nn.options import check_counts, check_not_negative
 from triptych.objectives.adversarial import OBJECTIVES, ObjectiveName
 from triptych.spaces import Space
 
+_SPREAD = 2.0  # Lengths of 99.5 % of normal draws are less than this from their mean.
+
 EncoderName = Literal["none", "after", "bigan"]
 """No recognition network; one learnt after the game from the generator's own pairs; one that plays the game."""
 
@@ -48,7 +50,7 @@ class InversionSettings:
     """Random latents from which each item is approached; the best answer counts."""
     n_steps: int = 200
     """Steps of Adam."""
-    learning_rate: float = 0.1
+    learning_rate: float = 0.5
     """Of Adam at the start; it falls to 0 in a cosine. Latents have unit scale."""
     prior: Literal["length", "normal"] = "length"
     """What of the prior is asked of z: the density of the 'length' of a normal draw, which is near the root of
@@ -134,19 +136,50 @@ def _invert(
         squared_error = (generate(z, own).float() - target).square().flatten(1).sum(1)
         return squared_error, squared_error + settings.prior_weight * _negative_log_prior(z, settings.prior)
 
-    z = starts.reshape(n_starts * n, n_latents).clone().requires_grad_()
-    optimiser = torch.optim.Adam([z], lr=settings.learning_rate)
+    z = starts.reshape(n_starts * n, n_latents)
+    mean, square = torch.zeros_like(z), torch.zeros_like(z)  # of the gradient
     for step in range(settings.n_steps):
-        optimiser.param_groups[0]["lr"] = settings.learning_rate * (1 + math.cos(math.pi * step / settings.n_steps)) / 2
         with torch.enable_grad():
-            (z.grad,) = torch.autograd.grad(errors(z)[1].sum(), z)
-        optimiser.step()
+            z = z.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(errors(z)[1].sum(), z)
+        rate = settings.learning_rate * (1 + math.cos(math.pi * step / settings.n_steps)) / 2
+        z = _adam_step(z.detach(), gradient, mean, square, step, rate)
+        if settings.prior == "length":
+            z = of_usual_length(z)
     z = z.detach()
     with torch.no_grad():
         squared_error, objective = (value.reshape(n_starts, n) for value in errors(z))
     best = objective.nan_to_num(math.inf).argmin(0)  # (N,)
     item = torch.arange(n, device=y.device)
     return Inversion(z.reshape(n_starts, n, n_latents)[best, item], squared_error[best, item], objective[best, item])
+
+
+def _adam_step(z: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, step: int, rate: float) -> Tensor:
+    """Latents after a step of Adam, whose running moments of the gradient are changed in place.
+
+    Written out, since the first use of PyTorch's own imports its compiler: ten times as long as a small inversion.
+
+    Arguments:
+        step: Steps before this one.
+    Source:
+        Kingma & Ba 2015, arXiv:1412.6980, algorithm 1.
+    """
+    first, second = 0.9, 0.999
+    mean.lerp_(gradient, 1 - first)
+    square.lerp_(gradient.square(), 1 - second)
+    spread = (square / (1 - second ** (step + 1))).sqrt() + 1e-8
+    return z - rate * mean / (1 - first ** (step + 1)) / spread
+
+
+def of_usual_length(z: Tensor) -> Tensor:
+    """The latents of a length that draws from a standard normal have that are nearest to z, (N, n_latents).
+
+    Many generators do not care for the length of z. Then Adam's steps only ever add to it, until they turn z no more;
+    and a network that is to guess z says next to 0 where it cannot know.
+    """
+    usual = math.sqrt(max(z.shape[1] - 0.5, 0.5))  # The mean of a chi distribution, whose variance is 1/2 at most.
+    length = z.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    return z * (length.clamp(max(usual - _SPREAD, 0.0), usual + _SPREAD) / length)
 
 
 def _negative_log_prior(z: Tensor, prior: Literal["length", "normal"]) -> Tensor:
@@ -158,7 +191,7 @@ def _negative_log_prior(z: Tensor, prior: Literal["length", "normal"]) -> Tensor
 
 
 class Recognition(nn.Module):
-    """A network from scaled data to latents, E(y): the mean of what it takes for p(z|x).
+    """A network from scaled data to latents of a usual length, E(y).
 
     Arguments:
         space: What one datum is.
@@ -190,7 +223,7 @@ class Recognition(nn.Module):
         """Scaled data, (N, n_channels, ...), and labels, int64, (N,) -> z, float32, (N, n_latents)."""
         condition = None if labels is None else F.one_hot(labels, self.n_classes)
         h = y.flatten(1) if self.encoder.is_flat else y
-        return self.encoder.layers(with_condition(h, condition)).float()
+        return of_usual_length(self.encoder.layers(with_condition(h, condition)).float())
 
 
 class PairVerdict(nn.Module):
@@ -217,7 +250,7 @@ class RecognitionErrors(NamedTuple):
     """What a recognition network that is learnt after the game gets wrong; scalars, to be minimised together."""
 
     latent: Tensor
-    """Mean squared error of z from its own generated datum, of each latent; 1 where nothing is recognised."""
+    """Mean squared error of z from its own generated datum, of each latent; about 2 where nothing is recognised."""
     reconstruction: Tensor
     """Mean squared error of real data through the recognition network and back, of each dimension of scaled data."""
 
@@ -241,8 +274,9 @@ def recognition_errors(
         labels: int64, (N,), of both.
         show: What generated data go through before they are recognised, such as noise.
     Source:
-        Latent regression: Donahue et al. 2017, arXiv:1605.09782, section 4.1 (the baseline). The reconstruction: Zhu et
-        al. 2016, arXiv:1609.03552, eq. 4 (the hybrid of projection by a network).
+        Latent regression: Donahue et al. 2017, arXiv:1605.09782, section 4 (the baseline "latent regressor"). The
+        reconstruction: Zhu et al. 2016, arXiv:1609.03552, section 3.1 (projection by a feedforward network). Differs:
+        their sum, and squared errors of the data instead of features.
     """
     with torch.no_grad():
         fake = generate(z, labels)
@@ -254,8 +288,8 @@ def recognition_errors(
 def pair_loss(objective: ObjectiveName, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """What generator and encoder minimise together when a discriminator judges pairs (x, E(x)) and (G(z), z).
 
-    The generator's loss of the game for the pairs (G(z), z), and for the pairs (x, E(x)) the same loss with the players'
-    parts exchanged, which is its mirror image about the point where the logits say nothing.
+    The generator's loss of the game for the pairs (G(z), z), and for the pairs (x, E(x)) the same loss with real and
+    generated exchanged: its mirror image about the point where the logits say nothing.
 
     Arguments:
         real_logits: Of (x, E(x)), (N,).

@@ -1,19 +1,34 @@
-"""The networks of the adversarial game: from a latent to scaled data, and from scaled data to features."""
+"""The networks of the adversarial game: from a latent to scaled data, and from scaled data to features.
+
+References:
+    Unsupervised Representation Learning with Deep Convolutional Generative Adversarial Networks, Radford, Metz &
+        Chintala 2016, arXiv:1511.06434.
+    Spectral Normalization for Generative Adversarial Networks, Miyato et al. 2018, arXiv:1802.05957.
+    Large Scale GAN Training for High Fidelity Natural Image Synthesis, Brock, Donahue & Simonyan 2019,
+        arXiv:1809.11096.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from triptych.errors import InputError
 from triptych.nn.blocks import mlp, pyramid, pyramid_widths
 from triptych.spaces import ImageSpace, PointSpace, Space
 
-PlayerName = Literal["auto", "mlp", "residual"]
+PlayerName = Literal["auto", "mlp", "residual", "dcgan"]
+
+WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
+"""Layers whose weight is a matrix, or is read as one."""
 
 
 def player_of(network: PlayerName, space: Space) -> PlayerName:
@@ -43,21 +58,93 @@ def generator_network(network: PlayerName, space: Space, n_in: int, n_channels: 
     if network == "mlp":
         return _PerceptronGenerator(space, n_in, n_channels, hidden)
     sizes = _sizes(space)
-    return _Generator(space, n_channels, n_in, sizes, pyramid_widths(hidden, len(sizes)))
+    widths = pyramid_widths(hidden, len(sizes))
+    if network == "dcgan":
+        return _TransposedGenerator(space, n_channels, n_in, sizes, widths)
+    return _Generator(space, n_channels, n_in, sizes, widths)
 
 
-def discriminator_network(network: PlayerName, space: Space, n_channels: int, hidden: int) -> tuple[nn.Module, int]:
+def discriminator_network(
+    network: PlayerName, space: Space, n_channels: int, hidden: int, *, batch_norm: bool = True
+) -> tuple[nn.Module, int]:
     """A network from scaled data, (N, n_channels, ...), to features, (N, n_features), and n_features.
 
     Arguments:
         As of `generator_network`; n_channels counts those of a condition too.
+        batch_norm: Whether 'dcgan' has its batch normalisation, as no other network has.
     """
     if isinstance(space, PointSpace) or network == "mlp":
         n_sites = 1 if isinstance(space, PointSpace) else space.height * space.width
         return nn.Sequential(nn.Flatten(), mlp(n_channels * n_sites, hidden, 3, hidden)), hidden
     sizes = _sizes(space)
     widths = pyramid_widths(hidden, len(sizes))
+    if network == "dcgan":
+        return _StridedDiscriminator(n_channels, widths, batch_norm), widths[-1] * math.prod(sizes[-1])
     return _Discriminator(n_channels, sizes, widths), widths[-1]
+
+
+def weighted_layers(*networks: nn.Module) -> list[nn.Module]:
+    """All layers of some networks that have a weight matrix."""
+    return [layer for network in networks for layer in network.modules() if isinstance(layer, WEIGHTED)]
+
+
+def normalise_spectrally(layers: Iterable[nn.Module]) -> None:
+    """Divides the weight of each layer by its largest singular value, found by a step of power iteration at each use.
+
+    Source:
+        Miyato et al. 2018, arXiv:1802.05957, section 2 and algorithm 1.
+    """
+    for layer in layers:
+        parametrizations.spectral_norm(layer)
+
+
+def orthogonality_penalty(layers: Iterable[nn.Module]) -> Tensor:
+    """Squared products of different rows of each layer's weight, summed; scalar, 0 where all rows are orthogonal.
+
+    Of spectrally normalised weights it takes those that are learnt, before they are divided.
+
+    Source:
+        Brock, Donahue & Simonyan 2019, arXiv:1809.11096, eq. 3, without beta. Differs: the products are those of a
+        layer's outputs, as in the authors' code, also where it has more outputs than inputs.
+    """
+    weights = (learnt_weight(layer).flatten(1) for layer in layers)
+    return torch.stack([2 * (rows @ rows.T).square().triu(1).sum() for rows in weights]).sum()
+
+
+def learnt_weight(layer: nn.Module) -> Tensor:
+    """A layer's weight before its spectral normalisation, if it has one."""
+    is_normalised = parametrize.is_parametrized(layer, "weight")
+    return layer.get_parameter("parametrizations.weight.original" if is_normalised else "weight")
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Whether a network normalises by its batch, so that it draws with running statistics."""
+    return any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+
+
+@contextmanager
+def standing_statistics(network: nn.Module) -> Iterator[None]:
+    """Within, the running statistics of batch normalisation become the means over all batches that pass the network.
+
+    The averaged weights of a training are never trained, and the running statistics that they get are another
+    network's. All else of the network stays in evaluation mode, or comes into it.
+
+    Source:
+        Brock, Donahue & Simonyan 2019, arXiv:1809.11096, section 3 and appendix E.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    before, momenta = network.training, [layer.momentum for layer in layers]
+    network.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.train()
+        layer.momentum = None
+    try:
+        yield
+    finally:
+        network.train(before)
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
 
 
 def _sizes(space: ImageSpace) -> list[tuple[int, int]]:
@@ -72,7 +159,7 @@ class _PerceptronGenerator(nn.Module):
         self.layers = mlp(n_in, hidden, 3, math.prod(self.shape))
 
     def forward(self, z: Tensor) -> Tensor:
-        return _squash(self.layers(z).unflatten(1, self.shape))
+        return squash(self.layers(z).unflatten(1, self.shape))
 
 
 class _Residual(nn.Module):
@@ -110,8 +197,8 @@ class _Generator(nn.Module):
         h = self.input(z / z.square().mean(1, keepdim=True).add(1e-8).sqrt())
         h = h.unflatten(1, (-1, *self.sizes[0]))
         for size, block in zip(self.sizes, self.blocks, strict=True):
-            h = block(_resize(h, size))
-        return _squash(self.out(_resize(F.leaky_relu(h, 0.2), self.full)))
+            h = block(resize(h, size))
+        return squash(self.out(resize(F.leaky_relu(h, 0.2), self.full)))
 
 
 class _Discriminator(nn.Module):
@@ -131,11 +218,79 @@ class _Discriminator(nn.Module):
         return F.leaky_relu(self.out(F.leaky_relu(h, 0.2).flatten(1)), 0.2)
 
 
-def _resize(h: Tensor, size: tuple[int, int]) -> Tensor:
+class _TransposedGenerator(nn.Module):
+    """z -> the smallest image of the pyramid -> transposed convolutions, each to the next size -> scaled image.
+
+    Source:
+        Radford et al. 2016, arXiv:1511.06434, figure 1 and section 3. Differs: sizes follow the image's; normal
+        latents; `squash` instead of tanh.
+    """
+
+    def __init__(
+        self, space: ImageSpace, n_out: int, n_in: int, sizes: list[tuple[int, int]], widths: list[int]
+    ) -> None:
+        super().__init__()
+        self.sizes = [(space.height, space.width), *sizes][::-1]
+        widths = widths[::-1]
+        # Batch normalisation takes away what a bias adds.
+        self.input = nn.Linear(n_in, widths[0] * math.prod(self.sizes[0]), bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.layers = nn.ModuleList(
+            nn.ConvTranspose2d(before, after, 5, 2, 2, bias=False) for before, after in pairwise(widths)
+        )
+        self.out = nn.ConvTranspose2d(widths[-1], n_out, 5, 2, 2)
+        _initialise(self)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.input(z).unflatten(1, (-1, *self.sizes[0]))
+        for norm, layer, size in zip(self.norms, [*self.layers, self.out], self.sizes[1:], strict=True):
+            h = layer(F.relu(norm(h)), size)
+        return squash(h)
+
+
+class _StridedDiscriminator(nn.Module):
+    """Scaled image -> convolutions of stride 2 -> features, all of the smallest size.
+
+    Source:
+        As of the generator. Spectral normalisation takes the place of that by the batch: Miyato et al. 2018,
+        arXiv:1802.05957, section 4.
+    """
+
+    def __init__(self, n_in: int, widths: list[int], batch_norm: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Conv2d(before, after, 5, 2, 2, bias=i == 0 or not batch_norm)
+            for i, (before, after) in enumerate(pairwise([n_in, *widths]))
+        )
+        norms = [nn.BatchNorm2d(width) if batch_norm else nn.Identity() for width in widths[1:]]
+        self.norms = nn.ModuleList([nn.Identity(), *norms])
+        _initialise(self)
+
+    def forward(self, y: Tensor) -> Tensor:
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            y = F.leaky_relu(norm(layer(y)), 0.2)
+        return y.flatten(1)
+
+
+@torch.no_grad()
+def _initialise(network: nn.Module) -> None:
+    """Weights from N(0, 0.02^2), and the gains of batch normalisation about 1.
+
+    Source:
+        Radford et al. 2016, arXiv:1511.06434, section 4. The gains: the authors' code.
+    """
+    for layer in network.modules():
+        if isinstance(layer, WEIGHTED):
+            nn.init.normal_(layer.weight, 0, 0.02)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1, 0.02)
+
+
+def resize(h: Tensor, size: tuple[int, int]) -> Tensor:
     return h if h.shape[2:] == size else F.interpolate(h, size, mode="bilinear", align_corners=False)
 
 
-def _squash(y: Tensor) -> Tensor:
+def squash(y: Tensor) -> Tensor:
     """tanh with a slope that never falls below a hundredth.
 
     On images with much pure black tanh alone saturates early and the generator stops learning (seen on MNIST), while a

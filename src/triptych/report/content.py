@@ -32,6 +32,7 @@ class PanelContent:
     reconstructions: tuple[np.ndarray, np.ndarray] | None = None
     """Held-out items and their reconstructions, (M, *space.shape) each; None where the model has none."""
     neighbours: Neighbours | None = None
+    neighbours_in_features: Neighbours | None = None
     facts: dict[str, str] = field(default_factory=dict)
     """What else to print of the model, in order: parameters, training time, steps, options."""
 
@@ -47,6 +48,9 @@ class ReportContent:
     panels: tuple[PanelContent, ...]
     held_out: np.ndarray
     """Held-out items to lay beside the samples, (N, *space.shape)."""
+    held_out_neighbours: Neighbours | None = None
+    """Held-out items beside their nearest training items: what a model that copies nothing shows."""
+    held_out_neighbours_in_features: Neighbours | None = None
     data: dict[str, str] = field(default_factory=dict)
     """Facts of the data set, in order: source, items of each split, classes, checksum, what was repaired."""
     command: str = ""

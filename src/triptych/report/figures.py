@@ -218,14 +218,16 @@ class PointPainter:
         return element("span", f"({numbers}{', …' if len(item) > 4 else ''})", class_="point")
 
 
-def neighbour_table(neighbours: Neighbours, painter: Painter, n_queries: int = 6, n_nearest: int = 4) -> Html:
-    """Samples beside their nearest training items, with the distance under each."""
+def neighbour_table(
+    neighbours: Neighbours, painter: Painter, what: str = "sample", n_queries: int = 6, n_nearest: int = 4
+) -> Html:
+    """Samples (`what` else) beside their nearest training items, with the distance under each."""
     n_nearest = min(n_nearest, neighbours.nearest.shape[1])
     ranks = ["nearest", *(f"{rank}{'nd' if rank == 2 else 'rd' if rank == 3 else 'th'}" for rank in range(2, 9))]
-    head = element("tr", *(element("th", text, scope="col") for text in ("sample", *ranks[:n_nearest])))
+    head = element("tr", *(element("th", text, scope="col") for text in (what, *ranks[:n_nearest])))
     rows = []
     for number, query in enumerate(neighbours.queries[:n_queries]):
-        cells = [element("th", painter.item(query, f"sample {number + 1}"), scope="row")]
+        cells = [element("th", painter.item(query, f"{what} {number + 1}"), scope="row")]
         for rank in range(n_nearest):
             distance = float(neighbours.distances[number, rank])
             picture = painter.item(neighbours.nearest[number, rank], f"{ranks[rank]} training item")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from importlib.resources import files
 from pathlib import Path
 
+from triptych.evaluation.neighbours import Neighbours
 from triptych.files import write_text
 from triptych.report.comparison import comparison, metric_name, value_cell
 from triptych.report.content import PanelContent, ReportContent
@@ -244,11 +245,24 @@ def _neighbours(content: ReportContent, painter: Painter) -> Section | None:
         " at a distance near 0 and far below the next one; a sample that only resembles its neighbours is new."
     )
 
-    def draw(panel: PanelContent) -> Html | str:
-        return "Not computed." if panel.neighbours is None else neighbour_table(panel.neighbours, painter)
+    def tables(pixels: Neighbours | None, features: Neighbours | None, what: str) -> Html | str:
+        if pixels is None:
+            return "Not computed."
+        table = neighbour_table(pixels, painter, what)
+        if features is None:
+            return table
+        title = element("p", "In features, where a shifted copy is near too:", class_="quiet")
+        return fragment(table, title, neighbour_table(features, painter, what))
 
-    figures = _by_model(content, draw)
-    return "neighbours", "Nearest training items", fragment(element("p", intro, class_="intro"), figures)
+    def draw(panel: PanelContent) -> Html | str:
+        return tables(panel.neighbours, panel.neighbours_in_features, "sample")
+
+    parts = [element("p", intro, class_="intro"), _by_model(content, draw)]
+    if content.held_out_neighbours is not None:
+        caption = element("figcaption", "Held-out items, for comparison: nobody has copied these")
+        table = tables(content.held_out_neighbours, content.held_out_neighbours_in_features, "held out")
+        parts.append(element("figure", caption, table))
+    return "neighbours", "Nearest training items", fragment(*parts)
 
 
 def _how(content: ReportContent) -> Section | None:

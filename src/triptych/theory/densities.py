@@ -95,7 +95,7 @@ def train_discriminator(
     Arguments:
         n_steps: Of Adam; the learning rate falls from 1e-2 to 0 along a half cosine, so that the draws' noise averages
             out.
-        hidden: Units of each of the two layers.
+        hidden: Units of each of the three layers.
         batch: Draws of each kind a step.
         each: Called with the number of steps done, from 0 on, and the network.
     Returns:
@@ -104,7 +104,7 @@ def train_discriminator(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = mlp(data.means.shape[1], hidden, 2, 1)
+        network = mlp(data.means.shape[1], hidden, 3, 1)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, n_steps)
     for step in range(n_steps):

@@ -20,7 +20,7 @@ from triptych.theory.densities import (
     train_discriminator,
     value,
 )
-from triptych.theory.style import DATA, JUDGE, MODEL, new_figure, save, tidy
+from triptych.theory.style import DATA, JUDGE, MODEL, between_players, new_figure, save, tidy
 
 MASS = 0.99
 """Share of (p_data + p_G) / 2 within which the largest deviation is sought: beyond it nobody has seen a sample."""
@@ -116,20 +116,20 @@ def compute(seed: int = 0, *, quick: bool = False) -> Discriminators:
     Source:
         Goodfellow et al. 2014, arXiv:1406.2661, proposition 1.
     """
-    n_steps = 400 if quick else 3000
-    n = 150 if quick else 320
+    n_steps = 600 if quick else 3000
+    n = 120 if quick else 320
     line = contest(
-        "on a line", mixture1d(), gaussian(0.0, 2.0), n_steps=n_steps, hidden=48, seed=seed, n=500 if quick else 2000
+        "on a line", mixture1d(), gaussian(0.0, 2.0), n_steps=n_steps, hidden=32, seed=seed, n=500 if quick else 2000
     )
     # Arcs of 100 Gaussians, 0.03 apart against noise of 0.1: still without visible seams, and quick to integrate.
-    plane = contest("in the plane", moons(100), gaussian((0.5, 0.25), 0.8), n_steps=n_steps, hidden=64, seed=seed, n=n)
+    plane = contest("in the plane", moons(100), gaussian((0.5, 0.25), 0.8), n_steps=n_steps, hidden=48, seed=seed, n=n)
     return Discriminators(line, plane)
 
 
 def draw(result: Discriminators, path: Path) -> None:
     """The two densities and both discriminators on the line; D*, D and their difference in the plane."""
     figure = new_figure(12, 8)
-    above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.1))[:, 0]
     line, plane = result.line, result.plane
     x = line.grid.axes[0]
     left, right = above.subplots(1, 2)
@@ -139,31 +139,40 @@ def draw(result: Discriminators, path: Path) -> None:
     tidy(left, "two densities on a line", "x", "density")
     right.plot(x, line.optimal, color="#b8b8b8", linewidth=6, label="$D^* = p_{data} / (p_{data} + p_G)$")
     right.plot(x, sigmoid(line.logits), color=JUDGE, linewidth=1.3, label="D, trained on samples")
-    title = f"|D − D*|: mean {line.mean_deviation:.3f}, largest {line.largest_deviation:.3f}"
-    tidy(right, title, "x", "probability that x is real")
+    tidy(right, _deviation(line), "x", "probability that x is real")
     for axes in (left, right):
         axes.set_xlim(-6, 7)
         axes.set_ylim(0, None)
     right.set_ylim(-0.02, 1.02)
     left.legend(frameon=False)
-    # Room beside the curves: D* is near 0 between -4 and -3 only.
-    right.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    right.legend(frameon=False, loc="upper right")  # The curves stay below 0.8.
 
     a, b = plane.grid.axes
     shape = (len(a), len(b))
     panels = below.subplots(1, 3)
-    shown = ((plane.optimal, "$D^*$"), (sigmoid(plane.logits), "D, trained on samples"))
-    for axes, (values, title) in zip(panels, shown, strict=False):
-        image = axes.pcolormesh(a, b, values.reshape(shape).T, cmap="RdBu", vmin=0, vmax=1, rasterized=True)
-        tidy(axes, title, "$x_1$", "$x_2$")
-    below.colorbar(image, ax=panels[:2], label="probability that x is real", shrink=0.85)
-    image = panels[2].pcolormesh(a, b, plane.deviation.reshape(shape).T, cmap="magma_r", vmin=0, rasterized=True)
-    tidy(panels[2], f"|D − D*|: mean {plane.mean_deviation:.3f}, largest {plane.largest_deviation:.3f}", "$x_1$", "$x_2$")
-    below.colorbar(image, ax=panels[2], label="|D − D*|", shrink=0.85)
-    for axes in panels:
-        axes.contour(a, b, np.exp(plane.log_p).reshape(shape).T, levels=[0.05], colors=DATA, linewidths=1.2)
-        axes.contour(a, b, np.exp(plane.log_q).reshape(shape).T, levels=[0.02], colors=MODEL, linewidths=1.2)
-        axes.set_xlim(-2.2, 3.2)
-        axes.set_ylim(-2.3, 2.8)
+    shown = (
+        (plane.optimal, "$D^*$ in the plane", between_players(), 1.0),
+        (sigmoid(plane.logits), "D, trained on samples", between_players(), 1.0),
+        (plane.deviation, _deviation(plane), "Greys", None),
+    )
+    for axes, (values, title, colours, top) in zip(panels, shown, strict=True):
+        image = axes.pcolormesh(a, b, values.reshape(shape).T, cmap=colours, vmin=0, vmax=top, rasterized=True)
+        label = "|D − D*|" if top is None else "probability that x is real"
+        below.colorbar(image, ax=axes, label=label, location="bottom", shrink=0.75)
+        # Contours of the densities, at a tenth of the highest value.
+        outlines = ((plane.log_p, DATA, "-", "$p_{data}$"), (plane.log_q, JUDGE, "--", "$p_G$"))
+        for log_density, colour, style, name in outlines:
+            height = np.exp(log_density).reshape(shape).T
+            axes.contour(a, b, height, levels=[0.1 * height.max()], colors=colour, linestyles=style, linewidths=1.2)
+            axes.plot([], [], color=colour, linestyle=style, linewidth=1.2, label=f"{name}, a tenth of its peak")
+        axes.set_xlim(-1.9, 2.9)
+        axes.set_ylim(-1.7, 2.9)
         axes.set_aspect("equal")
+        tidy(axes, title, "$x_1$", "$x_2$")
+    panels[2].legend(frameon=False, loc="upper right", fontsize=8)
     save(figure, path)
+
+
+def _deviation(contest: Contest) -> str:
+    mean, largest = contest.mean_deviation, contest.largest_deviation
+    return f"|D − D*|: mean {mean:.3f}; largest in {MASS:.0%} of the mass {largest:.3f}"

@@ -9,6 +9,7 @@ from triptych.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 # Okabe & Ito's palette. Data, model and discriminator have one colour each in all figures.
@@ -23,6 +24,13 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def between_players() -> Colormap:
+    """Colours of a discriminator's probability: the model's at 0, white at 1/2, the data's at 1."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("players", [MODEL, "#ffffff", DATA])
 
 
 def tidy(axes: Axes, title: str, x: str, y: str) -> None:

@@ -540,6 +540,8 @@ class Trainer:
     def _validation_due(self, progress: float) -> bool:
         if not self.config.validations or not (self._has_likelihood() or self.watch):
             return False
+        if self.watch and self.stage > 0:
+            return False  # What follows a game, an encoder, does not change its samples.
         if progress >= 1:
             return True
         on_time = progress >= (self.n_validations + 1) / self.config.validations
