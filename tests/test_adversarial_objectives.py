@@ -192,6 +192,12 @@ def test_jsd_bound_is_a_bound_whatever_the_discriminator(counts: tuple[Tensor, T
     assert game.loss(jsd_bound, game.best()) <= game.jsd + 1e-12
 
 
+@pytest.mark.parametrize("counts", COUNTS)
+def test_jsd_bound_of_the_best_discriminator_is_the_divergence(counts: tuple[Tensor, Tensor]) -> None:
+    game = Discrete(*counts)
+    assert game.loss(jsd_bound, game.best()) == pytest.approx(game.jsd, abs=1e-12)
+
+
 def test_jsd_bound_is_tight_for_the_best_discriminator_and_blind_to_the_scores_zero() -> None:
     half = torch.tensor([5, 3, 2, 1, 1])
     game = Discrete(half, half.flip(0))  # A mirror image: D*'s logits of data and of samples lie about 0.

@@ -16,6 +16,7 @@ from triptych import ImageSpace, InputError, PointSpace
 from triptych.data.dataset import Dataset
 from triptych.models.base import TractableDensity
 from triptych.sampling.autoregressive import SAMPLERS
+from triptych.training.trainer import CHECKPOINT_FORMAT
 
 QUICK: dict[str, Any] = {"budget": "4steps", "batch_size": 8, "validations": 2, "verbose": False}
 NET: dict[str, Any] = {"hidden": 8, "n_blocks": 1}
@@ -344,8 +345,8 @@ def test_a_damaged_config_is_told_on_resume(content: str, run: Path) -> None:
 
 def test_a_checkpoint_of_something_else_is_told(run: Path, tiny: Dataset) -> None:
     (run / "summary.json").unlink()
-    begun = {"format": 2, "step": 0, "position": 0, "seconds": 0.0, "stage": (0, 0.0, 0), "model": {}}
-    for content in ([1, 2], {"format": 2}, begun):
+    begun = {"format": CHECKPOINT_FORMAT, "step": 0, "position": 0, "seconds": 0.0, "stage": (0, 0.0, 0), "model": {}}
+    for content in ([1, 2], {"format": CHECKPOINT_FORMAT}, begun):
         torch.save(content, run / "checkpoint.pt")
         with pytest.raises(InputError, match="does not fit the run"):
             triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)
@@ -408,6 +409,6 @@ def test_compare_refuses_before_training(
 
 def test_models_are_listed() -> None:
     assert {"pixel_cnn", "vae", "gan", "gaussian_mixture"} <= set(triptych.list_models())
-    assert triptych.list_models("implicit") == ["gan"]
+    assert triptych.list_models("implicit") == ["big_gan", "gan", "pix2pix", "r3_gan"]
     model = triptych.create_model("pixel_cnn", triptych.ImageSpace(channels=1, height=28, width=28, levels=2))
     assert model.space.n_dims == 784

@@ -664,6 +664,27 @@ class Exhibit:
 
 
 @dataclass(frozen=True)
+class Theory:
+    """Compute what the theory of GANs says, and draw it: triptych theory --out theory"""
+
+    out: Path = Path("theory")
+    """Folder for the figures (PNG, and a GIF of a training) and theory.json, the numbers behind them."""
+    only: Annotated[str | None, arg(metavar="NAME,NAME")] = None
+    """Figures to compute, with commas between: discriminator, value, losses, likelihood, alternation, game."""
+    seed: int = 0
+    """Seed of the first weights and of the samples."""
+    quick: bool = False
+    """Shorter trainings and coarser grids."""
+
+    def run(self) -> None:
+        from triptych.theory import demonstrate
+
+        names = [] if self.only is None else [name.strip() for name in self.only.split(",")]
+        demonstrate(self.out, only=names, seed=self.seed, quick=self.quick)
+        print(f"figures and theory.json -> {self.out}")
+
+
+@dataclass(frozen=True)
 class Models:
     """List the models, or the options of one: triptych models vae"""
 
@@ -721,6 +742,7 @@ VERBS: dict[str, type] = {
     "compare": Compare,
     "probe": Probe,
     "exhibit": Exhibit,
+    "theory": Theory,
     "models": Models,
     "data": Data,
 }

@@ -169,11 +169,16 @@ def _input_gradients(logits: Tensor, x: Tensor) -> Tensor:
 def jsd_bound(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """A lower bound of the Jensen-Shannon divergence of data and samples, in nats: scalar, at most log 2.
 
-    log 2 + (E log D(x) + E log(1 - D(G(z)))) / 2 for any D, with equality for the best one. Scores without a zero of
-    their own (a relativistic discriminator's, a critic's) are first moved so that their two means lie about it.
+    log 2 + (E log D(x) + E log(1 - D(G(z)))) / 2 for any D, with equality for the best one. Since scores may have no
+    zero of their own (a relativistic discriminator's, a critic's), they are also moved so that their two means lie about
+    it; the larger of the two bounds counts.
 
     Source:
         Goodfellow et al. 2014, arXiv:1406.2661, theorem 1.
     """
     middle = (real_logits.mean() + fake_logits.mean()) / 2
-    return math.log(2) - 0.5 * discriminator_loss(real_logits - middle, fake_logits - middle)
+    losses = (
+        discriminator_loss(real_logits, fake_logits),
+        discriminator_loss(real_logits - middle, fake_logits - middle),
+    )
+    return math.log(2) - 0.5 * torch.minimum(*losses)

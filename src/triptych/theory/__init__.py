@@ -55,7 +55,7 @@ def demonstrate(
         out: Folder, made if it is not there.
         only: Names of FIGURES; by default all. theory.json then holds only these.
         seed: Of the networks' first weights and of the samples.
-        quick: Shorter trainings and coarser grids: all looks much the same, and is less exact.
+        quick: Shorter trainings and coarser grids: the discriminator in the plane is visibly off.
         verbose: Print the chief numbers.
     Returns:
         What each figure shows, by name.

@@ -175,4 +175,4 @@ def draw(result: Discriminators, path: Path) -> None:
 
 def _deviation(contest: Contest) -> str:
     mean, largest = contest.mean_deviation, contest.largest_deviation
-    return f"|D − D*|: mean {mean:.3f}; largest in {MASS:.0%} of the mass {largest:.3f}"
+    return f"|D − D*|: mean {mean:.3f},\nlargest {largest:.3f} (in {MASS:.0%} of the mass)"

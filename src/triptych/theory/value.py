@@ -15,7 +15,7 @@ from triptych.theory.densities import grid_around, jsd, logits_at, moved, train_
 from triptych.theory.style import COLOURS, JUDGE, new_figure, save, tidy
 
 SHIFTS = (0.0, 0.25, 0.5, 1.0, 2.5, 8.0)
-N_CURVE = 41  # Shifts at which the curve of the identity is computed.
+N_CURVE = 89  # Shifts at which the curve of the identity is computed.
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,12 @@ def draw(result: Values, path: Path) -> None:
             fontsize=9,
             transform=right.get_yaxis_transform(),
         )
-    tidy(right, "value of the game after the training", "how far $p_G$ is moved from $p_{data}$ (units of x)", "nats")
+    tidy(
+        right,
+        "value of the game after the training",
+        "how far $p_G$ is moved from $p_{data}$ (units of x)",
+        "value of the game (nats)",
+    )
     right.set_ylim(-1.53, 0.12)
     right.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.15))
     save(figure, path)
