@@ -169,9 +169,9 @@ def _input_gradients(logits: Tensor, x: Tensor) -> Tensor:
 def jsd_bound(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """A lower bound of the Jensen-Shannon divergence of data and samples, in nats: scalar, at most log 2.
 
-    log 2 + (E log D(x) + E log(1 - D(G(z)))) / 2 for any D, with equality for the best one. Since scores may have no
-    zero of their own (a relativistic discriminator's, a critic's), they are also moved so that their two means lie about
-    it; the larger of the two bounds counts.
+    log 2 + (E log D(x) + E log(1 - D(G(z)))) / 2 for any D, with equality for the best one. Scores may have no zero of
+    their own (a relativistic discriminator's, a critic's): they are also moved so that their two means lie about it.
+    The larger of the two bounds counts.
 
     Source:
         Goodfellow et al. 2014, arXiv:1406.2661, theorem 1.
