@@ -225,7 +225,7 @@ def _reconstructions(content: ReportContent, painter: Painter) -> Section | None
     lacking = {
         "tractable": "None: this family has no encoder.",
         "approximate": "None were made.",
-        "implicit": "None: this family has no encoder.",
+        "implicit": "None: no encoder was learnt (encoder='after' or 'bigan').",
     }
 
     def draw(panel: PanelContent) -> Html | str:
@@ -258,10 +258,14 @@ def _neighbours(content: ReportContent, painter: Painter) -> Section | None:
         return tables(panel.neighbours, panel.neighbours_in_features, "sample")
 
     parts = [element("p", intro, class_="intro"), _by_model(content, draw)]
-    if content.held_out_neighbours is not None:
-        caption = element("figcaption", "Held-out items, for comparison: nobody has copied these")
-        table = tables(content.held_out_neighbours, content.held_out_neighbours_in_features, "held out")
-        parts.append(element("figure", caption, table))
+    pixels, features = content.held_out_neighbours, content.held_out_neighbours_in_features
+    figures = [
+        element("figure", element("figcaption", caption), neighbour_table(neighbours, painter, "held out"))
+        for caption, neighbours in (("Held-out items, which nobody copied", pixels), ("The same in features", features))
+        if neighbours is not None
+    ]
+    if figures:
+        parts.append(element("div", *figures, class_="by-model columns-3"))
     return "neighbours", "Nearest training items", fragment(*parts)
 
 
