@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 from triptych.errors import InputError
 from triptych.models.base import Batch, ImplicitDensity, Loss, Phase
 from triptych.models.inversion import EncoderName, pair_loss, recognition_errors
+from triptych.models.latents import MAX_DRAWN
 from triptych.nn.adversarial import standing_statistics
 from triptych.nn.augment import Augmentation
 from triptych.nn.blocks import Scale
@@ -33,14 +34,13 @@ from triptych.objectives.adversarial import (
     one_centred_penalty,
     zero_centred_penalty,
 )
-from triptych.spaces import ImageSpace, PointSpace, Space
+from triptych.spaces import ImageSpace, Space
 
 PenaltyName = Literal["none", "r1", "r2", "r1_r2", "gradient"]
 
 FINEST_NOISE = 1 / 8  # Width of the dequantisation noise at most, where data runs from -1 to 1.
 HAVE_ZERO = ("minimax", "non_saturating", "hinge")  # Objectives whose logits are positive for what is judged real.
 N_SETTLING = 8  # Batches of `MAX_DRAWN` that the running statistics of a batch normalisation are taken of at the end.
-MAX_DRAWN = 256  # Items that a generator draws at once: memory does not grow with the number asked for.
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,12 @@ class Rules:
             return self.gamma
         left = 0.5 * (1 + math.cos(math.pi * min(1.0, progress / self.burn_in)))
         return self.gamma_end + left * (self.gamma - self.gamma_end)
+
+
+def hide_levels(y: Tensor, space: ImageSpace, generator: Generator | None) -> Tensor:
+    """Scaled images, real or generated, with the noise that hides which are integers."""
+    width = min(2 / (space.levels - 1), FINEST_NOISE)
+    return y + width * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
 
 
 class Verdict(NamedTuple):
@@ -138,11 +144,8 @@ class AdversarialModel(ImplicitDensity):
     def view(self, y: Tensor, generator: Generator | None) -> Tensor:
         """Real or generated data as the discriminator is shown them: with the noise that hides which are integers, and
         augmented."""
-        if isinstance(self.space, PointSpace):
-            return y
-        assert isinstance(self.space, ImageSpace)
-        width = min(2 / (self.space.levels - 1), FINEST_NOISE)
-        y = y + width * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
+        if isinstance(self.space, ImageSpace):
+            y = hide_levels(y, self.space, generator)
         return y if self.augmentation is None else self.augmentation(y, generator)
 
     def generator_penalty(self) -> dict[str, Tensor]:
@@ -245,7 +248,7 @@ class AdversarialModel(ImplicitDensity):
 
         errors = recognition_errors(self.recognition, self.fake, self.scale(x), z, labels, show=as_data)
         terms = {"squared_error_z": errors.latent, "squared_error_x": errors.reconstruction}
-        return _loss(errors.latent + errors.reconstruction, terms)
+        return Loss.of(errors.latent + errors.reconstruction, terms)
 
     def _generator_loss(self, x: Tensor, z: Tensor, labels: Tensor | None, generator: Generator | None) -> Loss:
         objective = OBJECTIVES[self.rules.objective]
@@ -269,7 +272,7 @@ class AdversarialModel(ImplicitDensity):
         for penalty in penalties.values():
             total = total + penalty
         terms |= penalties
-        return _loss(total, terms)
+        return Loss.of(total, terms)
 
     def _discriminator_loss(
         self, x: Tensor, z: Tensor, labels: Tensor | None, gamma: float, generator: Generator | None
@@ -310,8 +313,4 @@ class AdversarialModel(ImplicitDensity):
         if real.class_logits is not None and fake.class_logits is not None and labels is not None:
             terms["class_nats_real"] = F.cross_entropy(real.class_logits, labels)
             total = total + terms["class_nats_real"] + F.cross_entropy(fake.class_logits, labels)
-        return _loss(total, terms)
-
-
-def _loss(total: Tensor, terms: dict[str, Tensor]) -> Loss:
-    return Loss(total, {name: value.detach() for name, value in terms.items()})
+        return Loss.of(total, terms)

@@ -61,6 +61,11 @@ class Loss(NamedTuple):
     terms: dict[str, Tensor]
     """Scalars; units and direction in the names (`nats_per_image` is negative log-likelihood, lower is better)."""
 
+    @staticmethod
+    def of(total: Tensor, terms: dict[str, Tensor]) -> Loss:
+        """A loss whose terms are cut off the graph."""
+        return Loss(total, {name: value.detach() for name, value in terms.items()})
+
 
 @dataclass(frozen=True)
 class Phase:

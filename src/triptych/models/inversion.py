@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
-from triptych.nn.blocks import mlp, with_condition
+from triptych.nn.blocks import mlp
 from triptych.nn.encoders import Encoder, NetworkName, hidden_of, network_of
 from triptych.nn.options import check_counts, check_not_negative
 from triptych.objectives.adversarial import OBJECTIVES, ObjectiveName
@@ -222,8 +222,7 @@ class Recognition(nn.Module):
     def forward(self, y: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scaled data, (N, n_channels, ...), and labels, int64, (N,) -> z, float32, (N, n_latents)."""
         condition = None if labels is None else F.one_hot(labels, self.n_classes)
-        h = y.flatten(1) if self.encoder.is_flat else y
-        return of_usual_length(self.encoder.layers(with_condition(h, condition)).float())
+        return of_usual_length(self.encoder.of_scaled(y, condition).float())
 
 
 class PairVerdict(nn.Module):

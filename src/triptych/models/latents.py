@@ -21,9 +21,14 @@ def latents_of(n_latents: int | None, space: Space) -> int:
     return max(2, space.dim) if isinstance(space, PointSpace) else 16 if space.n_dims < 256 else 64
 
 
+def softly_bounded(x: Tensor, bound: float) -> Tensor:
+    """x itself where it is small, and never beyond the bound."""
+    return bound * torch.tanh(x / bound)
+
+
 def bounded_log_var(log_var: Tensor) -> Tensor:
     """Log-variances softly bounded, so that an outlier cannot overflow exp() early in training."""
-    return 8 * torch.tanh(log_var / 8)
+    return softly_bounded(log_var, 8.0)
 
 
 def reparameterised(mu: Tensor, log_var: Tensor, generator: Generator | None = None) -> Tensor:
@@ -63,7 +68,7 @@ def bound_loss(space: Space, reconstruction: Tensor, kl: Tensor, weighted_kl: Te
         f"kl_{unit}": kl.sum(1).mean(),
     }
     total = (weighted_kl - reconstruction.mean()) / space.n_dims
-    return Loss(total, {name: value.detach() for name, value in terms.items()})
+    return Loss.of(total, terms)
 
 
 class DecodedDensity(ApproximateDensity):

@@ -81,10 +81,11 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Data in data units, (N, *space.shape), and a condition, (N, n_condition) -> (N, n_out)."""
-        h = self.scale(x)
-        if self.is_flat:
-            h = h.flatten(1)
-        return self.layers(with_condition(h, condition))
+        return self.of_scaled(self.scale(x), condition)
+
+    def of_scaled(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        """As `forward`, of data that are scaled already, (N, n_channels, ...)."""
+        return self.layers(with_condition(y.flatten(1) if self.is_flat else y, condition))
 
 
 class Decoder(nn.Module):

@@ -103,10 +103,6 @@ class Cost:
         )
 
 
-def prefixed(prefix: str, values: dict[str, float]) -> dict[str, float]:
-    return {prefix + name: value for name, value in values.items()}
-
-
 def stages_of(phases: tuple[Phase, ...]) -> list[float]:
     """The share of the budget that each stage of some phases has."""
     sizes = {phase.stage: phase.stage_share for phase in phases}
@@ -272,7 +268,7 @@ class Trainer:
         """
         if self.config.clip_norm is None and phase.clip_ratio:
             norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters if p.grad is not None])
-            length, usual = float(norm), self.gradient_norms.get(phase.name)
+            length = float(norm)
             is_finite = math.isfinite(length)
             terms[f"skipped/{phase.name}"] = torch.tensor(float(not is_finite))
             self.n_skipped = 0 if is_finite else self.n_skipped + 1
@@ -280,12 +276,10 @@ class Trainer:
                 raise self._diverged("The gradient", f"has not been finite for {MOST_SKIPPED} steps")
             if not is_finite:
                 return False
-            limit = length if usual is None else phase.clip_ratio * usual
+            usual = self.gradient_norms.get(phase.name, length)  # The first gradient says what is usual.
+            limit = phase.clip_ratio * usual
             torch.nn.utils.clip_grads_with_norm_(phase.parameters, limit, norm)
-            length = min(length, limit)
-            self.gradient_norms[phase.name] = (
-                length if usual is None else NORM_DECAY * usual + (1 - NORM_DECAY) * length
-            )
+            self.gradient_norms[phase.name] = NORM_DECAY * usual + (1 - NORM_DECAY) * min(length, limit)
         else:
             clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
             if not clip_norm:
@@ -608,9 +602,10 @@ class Trainer:
         with torch.no_grad(), self.fabric.autocast():
             items = self._averaged().sample(watch.n_items, generator=noise).cpu().numpy()
         look = watch.look(items, self.step, progress, self.latest)
-        measured = {"diversity": look.diversity, "coverage": look.coverage, "precision": look.precision}
-        measured |= {} if look.copies is None else {"copies": look.copies}
-        records.append({**self._where(), f"valid/{watch.name}": look.distance, **prefixed("samples/", measured)})
+        measured = {f"samples/{name}": getattr(look, name) for name in ("diversity", "coverage", "precision", "copies")}
+        if look.copies is None:
+            del measured["samples/copies"]
+        records.append({**self._where(), f"valid/{watch.name}": look.distance, **measured})
         self._keep_best(look.distance)
         for finding in watch.news():
             self._tell(records, finding.describe())

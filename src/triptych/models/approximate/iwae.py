@@ -253,7 +253,7 @@ class IWAE(GaussianLatents):
             weigh(log_weights.detach().softmax(0))
         unit = "nats_per_point" if isinstance(self.space, PointSpace) else "nats_per_image"
         terms = {f"bound_{unit}": -bound.mean(), f"negative_elbo_{unit}": -log_weights.mean()}
-        return Loss(-bound.mean() / self.space.n_dims, {name: value.detach() for name, value in terms.items()})
+        return Loss.of(-bound.mean() / self.space.n_dims, terms)
 
 
 def _gaussian(parameters: Tensor) -> Gaussian:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from triptych.models.base import Batch, Loss, Phase
-from triptych.models.latents import GaussianLatents, bound_loss, kl_to_minimise, reparameterised
+from triptych.models.latents import GaussianLatents, bound_loss, kl_to_minimise, reparameterised, softly_bounded
 from triptych.models.observation import LikelihoodName, observation_of
 from triptych.nn.blocks import ResidualBlock, Scale, pyramid, pyramid_widths, with_condition
 from triptych.nn.options import check_counts, check_dropout, check_not_negative
@@ -65,20 +65,15 @@ class StochasticLayer(nn.Module):
         """Mean and log-variance of q(eps | above, x), float32, (N, n_maps, H, W) each."""
         both = self.compare(torch.cat([state, F.silu(features)], dim=1))
         mu, log_var = self.posterior_of(F.silu(both)).float().chunk(2, dim=1)
-        return _softly_bounded(mu, MAX_MEAN), _softly_bounded(log_var, MAX_LOG_VAR)
+        return softly_bounded(mu, MAX_MEAN), softly_bounded(log_var, MAX_LOG_VAR)
 
     def forward(self, h: Tensor, choose: Choice) -> Tensor:
         """h after this layer, (N, channels, H, W), with the latents that are chosen given it and its state."""
         state = F.silu(self.look(F.silu(h)))
         mu, log_var = self.prior(state).float().chunk(2, dim=1)
-        z = mu + (0.5 * _softly_bounded(log_var, MAX_LOG_VAR)).exp() * choose(self, state)
+        z = mu + (0.5 * softly_bounded(log_var, MAX_LOG_VAR)).exp() * choose(self, state)
         state = F.dropout2d(state, self.dropout, self.training)
         return h + self.write(torch.cat([state, z.to(state.dtype)], dim=1))
-
-
-def _softly_bounded(x: Tensor, bound: float) -> Tensor:
-    """x itself where it is small, and never beyond the bound."""
-    return bound * torch.tanh(x / bound)
 
 
 Choice = Callable[[StochasticLayer, Tensor], Tensor]
@@ -125,11 +120,10 @@ class LadderVAE(GaussianLatents):
         Kingma et al. 2016, arXiv:1606.04934, fig. 3; a posterior relative to the prior: Vahdat & Kautz 2020,
         arXiv:2007.03898, section 3.2; last convolutions scaled by depth^-1/2: Child 2021, arXiv:2011.10650, section 3,
         with the constants for each site of its published code. Differs: outlying gradients are shortened where Child
-        skips their steps; full instead of
-        bottleneck convolutions, as narrow nets gain little by the latter on a CPU; the posterior's mean is in units of
-        the prior's deviation; the weights that read z start at unit gain, without which less of z was used and bounds
-        on the digits were 3 nats worse after 1,000 steps; no latents at full size, which took two fifths more time
-        there and gained nothing.
+        skips their steps; full instead of bottleneck convolutions, as narrow nets gain little by the latter on a CPU;
+        the posterior's mean is in units of the prior's deviation; the weights that read z start at unit gain, without
+        which less of z was used and bounds on the digits were 3 nats worse after 1,000 steps; no latents at full size,
+        which took two fifths more time there and gained nothing.
     """
 
     space: ImageSpace

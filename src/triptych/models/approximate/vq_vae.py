@@ -262,7 +262,7 @@ class VQVAE(DecodedDensity):
             "perplexity": torch.special.entr(shares).sum().exp(),
         }
         total = self.commitment * distance - log_likelihood.mean() / self.space.n_dims
-        return Loss(total, {name: value.detach() for name, value in terms.items()})
+        return Loss.of(total, terms)
 
     @torch.no_grad()
     def _settled_codes(self, x: Tensor, labels: Tensor | None) -> Tensor:

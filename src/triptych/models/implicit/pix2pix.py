@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
-from triptych.models.adversarial import FINEST_NOISE, Rules
+from triptych.models.adversarial import Rules, hide_levels
 from triptych.models.base import Batch, GenerativeModel, Loss, Phase
 from triptych.nn.adversarial import resize, squash
 from triptych.nn.blocks import ResidualBlock, Scale, pyramid, pyramid_widths, with_condition
@@ -397,32 +397,27 @@ class Pix2Pix(GenerativeModel):
         """Logits of (given, answer) being real, a row an image, (N, patches)."""
         return self.discriminator(with_condition(torch.cat([given, y], 1), self.condition(labels)))
 
-    def _view(self, y: Tensor, generator: Generator | None) -> Tensor:
-        """With the noise that hides which images are integers, as `AdversarialModel` has it."""
-        width = min(2 / (self.images.levels - 1), FINEST_NOISE)
-        return y + width * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
-
     def _generator_loss(self, given: Tensor, y: Tensor, labels: Tensor | None, generator: Generator | None) -> Loss:
         objective = OBJECTIVES[self.rules.objective]
         has_spread = self.l1_weight > 0 and self.spread_weight > 0
         answers = self.answer(given, labels, n=2 if has_spread else 1, generator=generator)
         first, second = answers[: len(y)], answers[-len(y) :]
-        fake_logits = self.judge(given, self._view(first, generator), labels)
+        fake_logits = self.judge(given, hide_levels(first, self.images, generator), labels)
         real_logits = fake_logits.new_empty(0)
         if objective.pairs:
             with torch.no_grad():
-                real_logits = self.judge(given, self._view(y, generator), labels)
+                real_logits = self.judge(given, hide_levels(y, self.images, generator), labels)
         game = objective.generator(real_logits, fake_logits)
         n = n_rows_given(self.images, self.given)
         score, l1, spread = spread_l1(y[:, :, n:], first[:, :, n:], second[:, :, n:], self.spread_weight)
         terms = {self.rules.objective: game, "l1": l1, **({"spread": spread} if has_spread else {})}
-        return Loss(game + self.l1_weight * score, {name: value.detach() for name, value in terms.items()})
+        return Loss.of(game + self.l1_weight * score, terms)
 
     def _discriminator_loss(self, given: Tensor, y: Tensor, labels: Tensor | None, generator: Generator | None) -> Loss:
         gamma = self.rules.gamma
-        y_real = self._view(y, generator).requires_grad_(gamma > 0)
+        y_real = hide_levels(y, self.images, generator).requires_grad_(gamma > 0)
         with torch.no_grad():
-            y_fake = self._view(self.answer(given, labels, generator=generator), generator)
+            y_fake = hide_levels(self.answer(given, labels, generator=generator), self.images, generator)
         real, fake = self.judge(given, y_real, labels), self.judge(given, y_fake, labels)
         game = OBJECTIVES[self.rules.objective].discriminator(real, fake)
         total = game
@@ -432,7 +427,7 @@ class Pix2Pix(GenerativeModel):
             # Of the mean over patches, and with respect to what the generator can change.
             terms["r1"] = zero_centred_penalty(real.mean(1), y_real)
             total = total + 0.5 * gamma * terms["r1"]
-        return Loss(total, {name: value.detach() for name, value in terms.items()})
+        return Loss.of(total, terms)
 
     @torch.no_grad()
     def _remember(self, x: Tensor, labels: Tensor | None) -> None:
