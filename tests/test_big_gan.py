@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from players import SIZES, check_players, data_of, shake
 from torch import Tensor, nn
 
 import triptych
@@ -23,27 +24,15 @@ def model_of(space: ImageSpace, n_classes: int = 0, *, shaken: bool = False, **o
     torch.manual_seed(0)
     model = BigGAN(space, n_classes, **{"hidden": 8, "n_latents": 8, **options})  # type: ignore[arg-type]
     if shaken:  # so that attention, which starts at zero, says something
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.1 * torch.randn_like(parameter)
+        shake(model)
     return model
 
 
-def data_of(space: ImageSpace, n: int) -> Tensor:
-    return torch.randint(space.levels, (n, *space.shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-
-
-@pytest.mark.parametrize("size", [(3, 2), (8, 8), (9, 7), (28, 28), (32, 32), (64, 64)])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("n_classes", [0, 3])
 def test_any_size_is_drawn_and_judged_and_every_parameter_learns(size: tuple[int, int], n_classes: int) -> None:
     space = ImageSpace(3, *size, 256)
-    model = model_of(space, n_classes, shaken=True, hidden=4)
-    batch = Batch(data_of(space, 4), torch.arange(4) % 3)
-    model.loss(batch, "discriminator").total.backward()
-    assert all(parameter.grad is None for parameter in model.generator.parameters())
-    model.loss(batch, "generator").total.backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
-    assert model.eval().sample(2).shape == (2, *space.shape)
+    check_players(model_of(space, n_classes, shaken=True, hidden=4), space)
 
 
 def test_gains_and_biases_of_the_batch_statistics_are_the_conditions() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from players import data_of
 from torch import Tensor, nn
 
 import triptych
@@ -24,10 +25,6 @@ from triptych.training.files import read_weights, write_weights
 def model_of(space: ImageSpace | PointSpace, n_classes: int = 0, **options: float | str | bool) -> GAN:
     torch.manual_seed(0)
     return GAN(space, n_classes, hidden=8, n_latents=4, **options)  # type: ignore[arg-type]
-
-
-def data_of(space: ImageSpace, n: int) -> Tensor:
-    return torch.randint(space.levels, (n, *space.shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def test_a_blind_discriminator_pays_log_4_and_its_generator_log_2() -> None:
@@ -207,9 +204,9 @@ def test_standing_statistics_are_those_of_all_batches() -> None:
     assert all((output == 0).float().mean() < 0.01 for output in outputs), "dropout rests"
 
 
-def test_completing_a_dcgan_fits_its_running_statistics() -> None:
+def test_settling_a_dcgan_fits_its_running_statistics() -> None:
     model = model_of(ImageSpace(1, 8, 8, 17), n_classes=2, network="dcgan").eval()
-    model.complete(data_of(model.space, 1), None, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    model.settle(0)
     generator: nn.Module = model.generator
     norm, weight = generator.get_submodule("norms.0"), generator.get_parameter("input.weight").detach()
     assert not norm.training
@@ -220,13 +217,13 @@ def test_completing_a_dcgan_fits_its_running_statistics() -> None:
     torch.testing.assert_close(norm.get_buffer("running_var"), expected, rtol=0.1, atol=0)
     other = model_of(ImageSpace(1, 8, 8, 17))
     state = copy.deepcopy(other.state_dict())
-    other.complete(data_of(other.space, 1), None, generator=torch.Generator())  # type: ignore[arg-type]
+    other.settle(0)
     assert all(torch.equal(value, state[key]) for key, value in other.state_dict().items())
 
 
 def test_truncated_latents_are_normal_within_the_limit() -> None:
     model = model_of(ImageSpace(1, 8, 8, 256), network="dcgan").eval()
-    model.complete(data_of(model.space, 1), None, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    model.settle(0)
     noise = torch.Generator()
     z = model.draw_latents(50_000, noise.manual_seed(0), truncation=1.0)
     assert float(z.abs().max()) <= 1

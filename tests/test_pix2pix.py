@@ -7,6 +7,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from players import data_of
 from torch import Tensor
 
 from triptych.errors import InputError
@@ -44,11 +45,6 @@ def model_of(space: ImageSpace, n_classes: int = 0, **options: Any) -> Pix2Pix:
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return model
-
-
-def data_of(space: ImageSpace, n: int, seed: int = 0) -> Tensor:
-    drawn = torch.randint(space.levels, (n, *space.shape), generator=torch.Generator().manual_seed(seed))
-    return drawn.to(torch.uint8 if space.levels <= 256 else torch.int32)
 
 
 def noise(seed: int = 0) -> torch.Generator:

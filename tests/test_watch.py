@@ -140,10 +140,10 @@ class TestPlantedGenerators:
             assert distances == sorted(distances)
 
 
-def trainer(dataset: Dataset, folder: Path, **settings: object) -> Trainer:
+def trainer(dataset: Dataset, folder: Path, options: dict[str, object] | None = None, **settings: object) -> Trainer:
     config = TrainConfig(**{"budget": "20steps", "validations": 4, "log_every": 1, **settings})  # type: ignore[arg-type]
     torch.manual_seed(0)
-    return Trainer(create_model("gan", dataset.space, hidden=8), dataset, config, folder)
+    return Trainer(create_model("gan", dataset.space, hidden=8, **(options or {})), dataset, config, folder)
 
 
 def events(folder: Path, kind: str) -> list[dict[str, object]]:
@@ -162,6 +162,24 @@ class TestInTheTrainer:
         assert summary.best_distance == min(distances.values())
         assert summary.best_nll is None
         assert all("samples/coverage" in line for line in lines if "valid/energy_distance" in line)
+
+    def test_batch_statistics_of_the_averaged_weights_are_their_own_in_each_look(
+        self, digits: Dataset, tmp_path: Path
+    ) -> None:
+        run = trainer(digits, tmp_path, {"network": "dcgan"}, budget="30steps")
+        summary = run.fit()
+        noise = torch.Generator().manual_seed(run.config.seed)
+        items = run.ema.sample(run.n_validation_items, generator=noise).numpy()
+        assert run.watch is not None
+        assert run.watch.look(items, 99, 1.0, {}).distance == pytest.approx(summary.best_distance, rel=1e-6)
+
+    def test_an_encoder_after_the_game_leaves_its_choice(self, ring: Dataset, tmp_path: Path) -> None:
+        run = trainer(ring, tmp_path, {"encoder": "after"}, budget="40steps")
+        summary = run.fit()
+        assert run.stage == 1
+        assert run.watch is not None
+        assert summary.best_distance == min(look.distance for look in run.watch.looks)
+        assert summary.best_step in [look.step for look in run.watch.looks]
 
     def test_a_divergence_is_rolled_back_with_half_the_rate_as_often_as_allowed(
         self, ring: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

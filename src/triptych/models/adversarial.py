@@ -22,7 +22,7 @@ from triptych.errors import InputError
 from triptych.models.base import Batch, ImplicitDensity, Loss, Phase
 from triptych.models.inversion import EncoderName, pair_loss, recognition_errors
 from triptych.models.latents import MAX_DRAWN
-from triptych.nn.adversarial import standing_statistics
+from triptych.nn.adversarial import has_batch_norm, standing_statistics
 from triptych.nn.augment import Augmentation
 from triptych.nn.blocks import Scale
 from triptych.nn.options import check_counts, check_not_negative
@@ -40,7 +40,7 @@ PenaltyName = Literal["none", "r1", "r2", "r1_r2", "gradient"]
 
 FINEST_NOISE = 1 / 8  # Width of the dequantisation noise at most, where data runs from -1 to 1.
 HAVE_ZERO = ("minimax", "non_saturating", "hinge")  # Objectives whose logits are positive for what is judged real.
-N_SETTLING = 8  # Batches of `MAX_DRAWN` that the running statistics of a batch normalisation are taken of at the end.
+N_SETTLING = 8  # Batches of `MAX_DRAWN` that the running statistics of a batch normalisation are taken of.
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,7 @@ class AdversarialModel(ImplicitDensity):
     """
 
     rules: Rules
+    generator: nn.Module
 
     def __init__(self, space: Space, n_classes: int = 0) -> None:
         super().__init__(space, n_classes)
@@ -176,14 +177,12 @@ class AdversarialModel(ImplicitDensity):
         return self.scale.inverse(self.fake(z, self.check_labels(len(z), labels, draw=False)))
 
     @torch.no_grad()
-    def settle(self, network: nn.Module, generator: Generator) -> None:
-        """Fits the running statistics of a generator's batch normalisation to its weights: `standing_statistics`.
-
-        Arguments:
-            generator: Of the CPU; its seed alone is used.
-        """
-        noise = torch.Generator(self.device).manual_seed(generator.initial_seed())
-        with standing_statistics(network):
+    def settle(self, seed: int) -> None:
+        """Fits the running statistics of the generator's batch normalisation to its weights: `standing_statistics`."""
+        if not has_batch_norm(self.generator):
+            return
+        noise = torch.Generator(self.device).manual_seed(seed)
+        with standing_statistics(self.generator):
             for _ in range(N_SETTLING):
                 z = self.draw_latents(MAX_DRAWN, noise)
                 self.fake(z, self.check_labels(MAX_DRAWN, None, draw=True, generator=noise))

@@ -362,6 +362,9 @@ class ImplicitDensity(LatentModel):
         self.inversion = InversionSettings()
         self.recognition = None
 
+    def settle(self, seed: int) -> None:
+        """Fits to averaged weights what averaging leaves behind, as running statistics; by default nothing."""
+
     @abstractmethod
     def fake(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Scaled data G(z), floats, (N, n_channels, ...), before rounding; differentiable. Labels are checked."""

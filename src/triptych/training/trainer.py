@@ -323,6 +323,13 @@ class Trainer:
                 average.copy_(current)
         return self.ema
 
+    def _drawing(self) -> GenerativeModel:
+        """The averaged model, ready to be drawn from."""
+        model = self._averaged()
+        if isinstance(model, ImplicitDensity):
+            model.settle(self.config.seed)
+        return model
+
     # ---- what it will cost
 
     def estimate_cost(self, trial_steps: int = 2) -> Cost:
@@ -380,7 +387,7 @@ class Trainer:
             with TrainingProgress(self.folder.name, self.console, self._progress()) as bar, self._catch_signals():
                 if not resume:
                     self._size_validation()  # Before the first checkpoint, which remembers it.
-                    self._film(records, 0.0, self._averaged())
+                    self._film(records, 0.0, self._drawing())
                     self._save(optimizers, records)
                     self.start_time = time.perf_counter()  # What comes before the first step is not of the budget.
                 reason = self.ended or self._loop(wrapped, optimizers, records, bar)
@@ -466,7 +473,7 @@ class Trainer:
                 bar.update(progress, self.step, {k: v for k, v in means.items() if not k.startswith("gradient_norm/")})
                 self.sums, self.since = {}, 0
             if film:
-                self._film(records, progress, self._averaged())
+                self._film(records, progress, self._drawing())
             if validate and self.watch is not None:
                 self._look(self.watch, optimizers, records, progress)
             elif validate and not self._validate(records, progress):
@@ -600,7 +607,7 @@ class Trainer:
         self._count_validations(progress)
         noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
         with torch.no_grad(), self.fabric.autocast():
-            items = self._averaged().sample(watch.n_items, generator=noise).cpu().numpy()
+            items = self._drawing().sample(watch.n_items, generator=noise).cpu().numpy()
         look = watch.look(items, self.step, progress, self.latest)
         measured = {f"samples/{name}": getattr(look, name) for name in ("diversity", "coverage", "precision", "copies")}
         if look.copies is None:
@@ -754,18 +761,23 @@ class Trainer:
         self._averaged()
         if self.best is not None:
             self.ema.load_state_dict(self.best["state"])
+        if isinstance(self.ema, ImplicitDensity):
+            self.ema.settle(self.config.seed)
+            write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         if isinstance(self.ema, Completed):
             items, labels = self._training_items(self.ema.max_items)
             self.ema.complete(items, labels, generator=torch.Generator().manual_seed(self.config.seed))
             write_weights(self.folder / "model.safetensors", self.ema.state_dict())
+        # A game's choice is among the looks: `best` is of the last stage, which may be an encoder's.
+        look = min(self.watch.looks, key=lambda look: look.distance) if self.watch and self.watch.looks else None
         return Summary(
             reason,
             self.step,
             self.stream.position,
             self._seconds(),
-            best_step=self.best["step"] if self.best else None,
+            best_step=look.step if look else self.best["step"] if self.best else None,
             best_nll=self.best["score"] if self.best and not self.watch else None,
-            best_distance=self.best["score"] if self.best and self.watch else None,
+            best_distance=look.distance if look else None,
             findings=tuple(self.findings),
         )
 

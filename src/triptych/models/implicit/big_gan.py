@@ -14,11 +14,10 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.models.adversarial import AdversarialModel, Rules, Verdict
-from triptych.models.base import Completed
 from triptych.nn.adversarial import normalise_spectrally, orthogonality_penalty, squash, weighted_layers
 from triptych.nn.augment import AugmentName, augmentation_of
 from triptych.nn.blocks import pyramid, pyramid_widths
@@ -29,7 +28,7 @@ EMBEDDED = 32
 """Features of the class embedding that all levels of the generator share."""
 
 
-class BigGAN(AdversarialModel, Completed):
+class BigGAN(AdversarialModel):
     """Residual convolutions, spectral normalisation in both players, hinge loss.
 
     The latent is split: the first part makes the smallest image, and each block's batch normalisation takes its gains
@@ -119,14 +118,6 @@ class BigGAN(AdversarialModel, Completed):
 
     def players(self) -> tuple[Iterable[nn.Parameter], Iterable[nn.Parameter]]:
         return self.discriminator.parameters(), self.generator.parameters()
-
-    @property
-    def max_items(self) -> int:
-        return 1  # It needs none.
-
-    def complete(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> None:
-        """Fits the running statistics of batch normalisation to the final weights."""
-        self.settle(self.generator, generator)
 
 
 class _ConditionalNorm(nn.Module):

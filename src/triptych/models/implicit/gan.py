@@ -15,17 +15,15 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Literal
 
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.models.adversarial import AdversarialModel, PenaltyName, Rules, Verdict
-from triptych.models.base import Completed
 from triptych.models.inversion import EncoderName, PairVerdict, Recognition
 from triptych.nn.adversarial import (
     PlayerName,
     discriminator_network,
     generator_network,
-    has_batch_norm,
     normalise_spectrally,
     player_of,
     weighted_layers,
@@ -39,7 +37,7 @@ from triptych.spaces import ImageSpace, PointSpace, Space
 Conditioning = Literal["projection", "concatenation", "auxiliary"]
 
 
-class GAN(AdversarialModel, Completed):
+class GAN(AdversarialModel):
     """Two players of any networks, by any objective.
 
     Arguments:
@@ -183,12 +181,3 @@ class GAN(AdversarialModel, Completed):
 
     def players(self) -> tuple[Iterable[nn.Parameter], Iterable[nn.Parameter]]:
         return chain.from_iterable(module.parameters() for module in self._judges), self.generator.parameters()
-
-    @property
-    def max_items(self) -> int:
-        return 1  # It needs none.
-
-    def complete(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> None:
-        """Fits the running statistics of batch normalisation, where the generator has it, to its final weights."""
-        if has_batch_norm(self.generator):
-            self.settle(self.generator, generator)
