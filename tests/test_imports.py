@@ -31,6 +31,7 @@ ALLOWED = {
     "translation": {"api", "completion", "drawing", "models", "data", "config"},
     "theory": {"data", "nn", "objectives"},
     "exhibits": {"api", "evaluation", "models", "data"},
+    "sweeping": {"api", "training", "data", "config"},
     "comparison": {"api", "report", "training", "evaluation", "models", "data", "config"},
     "cli": {
         "api",
@@ -39,6 +40,7 @@ ALLOWED = {
         "drawing",
         "exhibits",
         "latent_use",
+        "sweeping",
         "theory",
         "translation",
         "sampling",
@@ -51,7 +53,7 @@ ALLOWED = {
         "",
     },
     "__main__": {"cli"},
-    "": {"api", "comparison", "completion", "latent_use", "translation"},
+    "": {"api", "comparison", "completion", "latent_use", "sweeping", "translation"},
 }
 
 

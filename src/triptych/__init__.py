@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from triptych.errors import InputError, TrainingStopped
     from triptych.latent_use import encode, interpolate, reconstruct, traverse
     from triptych.spaces import ImageSpace, PointSpace
+    from triptych.sweeping import sweep
     from triptych.translation import translate
 
 __version__ = "0.1.0"
@@ -37,6 +38,7 @@ __all__ = [
     "resume",
     "sample",
     "score",
+    "sweep",
     "translate",
     "traverse",
 ]
@@ -52,6 +54,7 @@ _HOME = {
     "interpolate": "triptych.latent_use",
     "reconstruct": "triptych.latent_use",
     "traverse": "triptych.latent_use",
+    "sweep": "triptych.sweeping",
     "translate": "triptych.translation",
 }
 

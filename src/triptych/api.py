@@ -108,20 +108,9 @@ def fit(
     """
     from triptych.training.trainer import Trainer  # Lightning Fabric takes seconds to import.
 
-    train = TrainConfig(**{key: value for key, value in settings.items() if key in TRAIN_FIELDS})
-    options = {key: value for key, value in settings.items() if key not in TRAIN_FIELDS}
-    known = model_options(model)
-    for key in options:
-        if key not in known:
-            words = [*known, *TRAIN_FIELDS]
-            raise InputError(
-                f"{model} has no option {key!r}, nor is it a training setting.{nearest_name(key, words)} Options of"
-                f" {model}: {', '.join(known) or 'none'}. Training settings: {', '.join(TRAIN_FIELDS)}."
-            )
+    train, options = split_settings(model, settings)
     data = data if isinstance(data, Dataset) else load_data(data)
-    if conditional and not data.n_classes:
-        raise InputError(f"conditional: {data.name!r} has no labels to condition on.")
-    n_classes = data.n_classes if conditional else 0
+    n_classes = classes_of(data, conditional=conditional)
     if resume and out is None:
         raise InputError("resume needs the run folder to go on from: give out.")
     folder = Path(out) if out is not None else free_folder(Path("runs") / f"{model}-{data.name}")
@@ -154,6 +143,35 @@ def fit(
     n_parameters = sum(tensor.numel() for tensor in [*network.parameters()] or [*network.state_dict().values()])
     write_json(folder / "summary.json", {**dataclasses.asdict(summary), "n_parameters": n_parameters})
     return trainer.ema.cpu()
+
+
+def split_settings(model: str, settings: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+    """Training settings, and the model's own options.
+
+    Raises:
+        InputError: If one is neither, or a training setting is out of range.
+    """
+    known = model_options(model)
+    options = {key: value for key, value in settings.items() if key not in TRAIN_FIELDS}
+    for key in options:
+        if key not in known:
+            words = [*known, *TRAIN_FIELDS]
+            raise InputError(
+                f"{model} has no option {key!r}, nor is it a training setting.{nearest_name(key, words)} Options of"
+                f" {model}: {', '.join(known) or 'none'}. Training settings: {', '.join(TRAIN_FIELDS)}."
+            )
+    return TrainConfig(**{key: value for key, value in settings.items() if key in TRAIN_FIELDS}), options
+
+
+def classes_of(data: Dataset, *, conditional: bool) -> int:
+    """Classes that a model of some data is to be conditioned on, 0 for none.
+
+    Raises:
+        InputError: If it is to be, but there are none.
+    """
+    if conditional and not data.n_classes:
+        raise InputError(f"conditional: {data.name!r} has no labels to condition on.")
+    return data.n_classes if conditional else 0
 
 
 def resume(run: str | Path, *, verbose: bool = True) -> GenerativeModel:

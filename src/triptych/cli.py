@@ -600,6 +600,49 @@ class Compare:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Try settings in short trainings and rank them: triptych sweep gan digits --over gamma=0.1,1,10 --budget 30s"""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """One of `triptych models`."""
+    source: Source
+    """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
+    over: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE,VALUE,...")]
+    """Settings to vary, of the model or of the training, each with the values to try; every combination is trained."""
+    out: Path | None = None
+    """Folder for the runs and sweep.json; by default runs/sweep-MODEL-SOURCE."""
+    resume: bool = False
+    """Go on with the sweep in --out: finished trainings are kept, an interrupted one continues."""
+    conditional: bool = False
+    """Condition the model on the class labels."""
+    settings: Settings = ()
+    """Options of the model that all trainings share, as hidden=64."""
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych.models.registry import model_options
+        from triptych.sweeping import sweep
+
+        model_options(self.model)
+        over = {key: parse_values(text) for key, text in split_settings(self.over, "--over").items()}
+        shared = self.train.to_dict()
+        found = sweep(
+            self.model,
+            _load(self.source, self.data),
+            over,
+            out=self.out,
+            resume=self.resume,
+            conditional=self.conditional,
+            **{key: value for key, value in shared.items() if key not in over},
+            **parse_settings(self.settings),
+        )
+        print(f"Ranked by {found.measure}, lower is better:")
+        print("\n".join(trial.describe() for trial in found.trials))
+        print(f"numbers -> {found.folder / 'sweep.json'}")
+
+
+@dataclass(frozen=True)
 class Probe:
     """Are the codes good for other tasks? Clusters, linear probes, fine-tuning: triptych probe runs/vae-digits"""
 
@@ -740,6 +783,7 @@ VERBS: dict[str, type] = {
     "score": Score,
     "evaluate": Evaluate,
     "compare": Compare,
+    "sweep": Sweep,
     "probe": Probe,
     "exhibit": Exhibit,
     "theory": Theory,
@@ -748,24 +792,45 @@ VERBS: dict[str, type] = {
 }
 
 
-def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
-    """Reads KEY=VALUE words; a value is a Python literal (64, 0.1, True) or else a word.
+def split_settings(settings: Sequence[str], flag: str = "--set") -> dict[str, str]:
+    """Reads KEY=TEXT words.
 
     Raises:
         InputError: If a word has no `=`, or a key is set twice.
     """
-    values: dict[str, Any] = {}
+    texts: dict[str, str] = {}
     for word in settings:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise InputError(f"--set {word!r}: write KEY=VALUE.")
-        if key in values:
-            raise InputError(f"--set {key} is given twice.")
-        try:
-            values[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[key] = text
-    return values
+            raise InputError(f"{flag} {word!r}: write KEY=VALUE.")
+        if key in texts:
+            raise InputError(f"{flag} {key} is given twice.")
+        texts[key] = text
+    return texts
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Reads KEY=VALUE words; a value is a Python literal (64, 0.1, True) or else a word.
+
+    Raises:
+        InputError: As of `split_settings`.
+    """
+    return {key: _literal(text) for key, text in split_settings(settings).items()}
+
+
+def parse_values(text: str) -> list[Any]:
+    """Reads 0.1,1,word; a bracket keeps the commas within."""
+    whole = _literal(text)
+    if isinstance(whole, tuple):
+        return list(whole)
+    return [_literal(part) for part in text.split(",") if part] if isinstance(whole, str) else [whole]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def parse_items(text: str, flag: str = "--items") -> list[int]:
@@ -846,7 +911,7 @@ def parse(arguments: Sequence[str]) -> Any:
                 VERBS,
                 prog="triptych",
                 config=(tyro.conf.FlagCreatePairsOff,),
-                args=gather(arguments, "--set"),
+                args=gather(gather(arguments, "--set"), "--over"),
                 description="Train, measure and compare the three families of deep generative models on your own data.",
             )
     except SystemExit as stop:

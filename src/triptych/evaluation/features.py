@@ -175,6 +175,11 @@ class ClassifierFeatures:
     def __call__(self, items: np.ndarray) -> np.ndarray:
         return _in_batches(self._network.features, items, self.space, self.device)
 
+    @torch.no_grad()
+    def classify(self, items: np.ndarray) -> np.ndarray:
+        """The likeliest class of images (N, *space.shape): int64, (N,)."""
+        return _in_batches(self._network, items, self.space, self.device).argmax(1)
+
 
 class Coordinates:
     """Points as their own features, standardised with the centre and scale of the training data."""
