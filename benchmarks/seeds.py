@@ -11,10 +11,12 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import triptych
+from triptych.cli import parse_settings
 from triptych.evaluation.results import Table, format_value
 
 
@@ -25,11 +27,16 @@ def main() -> None:
     parser.add_argument("--budget", default="60s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--importance-samples", type=int, default=64)
+    parser.add_argument("--set", nargs="*", default=[], help="options of a model, as gan.network=dcgan")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     data = triptych.load_data(arguments.source)
+    options: dict[str, dict[str, Any]] = {}
+    for key, value in parse_settings(arguments.set).items():
+        model, _, option = key.partition(".")
+        options.setdefault(model, {})[option] = value
     tables = []
     for seed in arguments.seeds:
         folder = arguments.out / f"seed-{seed}"
@@ -42,6 +49,7 @@ def main() -> None:
                 budget=arguments.budget,
                 seed=seed,
                 n_importance=arguments.importance_samples,
+                options=options,
             )
         tables.append(Table.from_dict(json.loads((folder / "table.json").read_text())))
     metrics = tables[0].metrics

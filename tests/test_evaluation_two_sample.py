@@ -1,6 +1,6 @@
 """Two-sample distances against closed forms, naive loops and independent implementations."""
 
-from statistics import NormalDist
+import math
 
 import numpy as np
 import pytest
@@ -192,12 +192,30 @@ def test_mean_distance_is_that_of_the_pairs() -> None:
         two_sample.mean_distance(x[:1])
 
 
-def test_energy_distance_is_twice_the_squared_difference_of_distribution_functions() -> None:
-    """In one dimension 2 * integral of (F - G)^2: of N(0, 1) and N(1, 1), both at their quantiles, by quadrature."""
-    normal = NormalDist()
-    x = np.array([[normal.inv_cdf((i + 0.5) / 1000)] for i in range(1000)])
-    grid = np.linspace(-8, 9, 4001)
-    difference = np.array([normal.cdf(t) - normal.cdf(t - 1) for t in grid])
-    expected = 2 * np.trapezoid(difference**2, grid)
-    assert two_sample.energy_distance(x, x + 1) == pytest.approx(expected, rel=0.01)
-    assert abs(two_sample.energy_distance(x, x)) < 0.005
+def test_multiscale_mmd_of_two_normal_distributions_is_the_integral() -> None:
+    """Of N(0, 1) and N(1, 1): E k(x, y) a normal density of variance 2 + w^2, times w sqrt 2 pi."""
+    rng = np.random.Generator(np.random.PCG64(7))
+    x, y = rng.normal(size=(4000, 1)), rng.normal(size=(4000, 1)) + 1
+
+    def kernel(difference: float, width: float) -> float:
+        return width / math.sqrt(2 + width**2) * math.exp(-(difference**2) / (2 * (2 + width**2)))
+
+    for widths in ((1.0,), (0.25,), (1.0, 0.25)):
+        expected = sum(
+            (2 * kernel(0, width) - 2 * kernel(1, width) + 2 / 4000) / (kernel(0, width) + 1 / 4000) for width in widths
+        )
+        assert two_sample.multiscale_mmd(x, y, widths) == pytest.approx(expected, rel=0.1)
+    assert two_sample.multiscale_mmd(x, x) == 0
+
+
+def test_multiscale_mmd_sees_how_sharp_modes_are() -> None:
+    rng = np.random.Generator(np.random.PCG64(8))
+
+    def ring(n_modes: int, width: float) -> np.ndarray:
+        angles = rng.integers(n_modes, size=1000) * 2 * np.pi / 8
+        return np.stack([np.cos(angles), np.sin(angles)], 1) + width * rng.normal(size=(1000, 2))
+
+    data = ring(8, 0.02)
+    again, seven, blurred = (two_sample.multiscale_mmd(ring(*how), data) for how in ((8, 0.02), (7, 0.02), (8, 0.15)))
+    assert again < seven / 3
+    assert seven < blurred / 3

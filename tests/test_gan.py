@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from triptych.errors import InputError
 from triptych.models.adversarial import Rules
 from triptych.models.base import Batch
 from triptych.models.implicit.gan import GAN
-from triptych.nn.adversarial import standing_statistics, weighted_layers
+from triptych.nn.adversarial import FourierFeatures, standing_statistics, weighted_layers
 from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.files import read_weights, write_weights
 
@@ -236,11 +237,13 @@ def test_truncated_latents_are_normal_within_the_limit() -> None:
         model.sample(1, truncation=0)
 
 
-def test_gamma_falls_along_a_cosine_over_the_burn_in() -> None:
+def test_gamma_falls_over_the_burn_in() -> None:
     rules = Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3, gamma_end=1.0, burn_in=0.5)
     weights = [rules.gamma_at(progress) for progress in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)]
     assert weights == pytest.approx([2, 1.5 + math.sqrt(2) / 4, 1.5, 1, 1, 1])
     assert Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3).gamma_at(0.7) == 2
+    rules = replace(rules, gamma_end=0.02, gamma_path="geometric")
+    assert [rules.gamma_at(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([2, 0.2, 0.02, 0.02])
     with pytest.raises(InputError, match="burn_in is 0"):
         Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3, burn_in=0.0)
 
@@ -276,3 +279,38 @@ def test_a_gaussian_is_learnt() -> None:
     drawn = model.sample(4000, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(drawn.mean(0), points.mean(0), rtol=0, atol=0.15)
     torch.testing.assert_close(drawn.std(0), points.std(0), rtol=0.3, atol=0.05)
+
+
+def test_a_pack_is_judged_together_and_its_items_are_not_mixed_with_others() -> None:
+    space = PointSpace(2)
+    torch.manual_seed(0)
+    model = GAN(space, hidden=8, pack=3)
+    y = torch.randn(6, 2)
+    logits = model.judge(y).logits
+    assert logits.shape == (2,)
+    moved = y.clone()
+    moved[4] += 1
+    changed = (model.judge(moved).logits - logits).abs() > 0
+    assert changed.tolist() == [False, True]
+    assert model.judge(torch.cat([y, y[:2]])).logits.shape == (2,), "items that fill no pack are left out"
+    image = GAN(ImageSpace(1, 8, 8, 17), 3, hidden=8, pack=2, conditioning="concatenation")
+    loss = image.loss(Batch(data_of(ImageSpace(1, 8, 8, 17), 4), torch.arange(4) % 3), "discriminator")
+    assert loss.total.isfinite()
+    for options, words in (({"encoder": "bigan"}, "bigan"), ({"n_classes": 2}, "concatenation"), ({"pack": 0}, "pack")):
+        with pytest.raises(InputError, match=words):
+            GAN(space, **{"pack": 2, **options})  # type: ignore[arg-type]
+
+
+def test_points_are_seen_with_waves_of_fixed_directions_from_coarse_to_fine() -> None:
+    torch.manual_seed(0)
+    layer = FourierFeatures(3, 16)
+    y = torch.randn(5, 3)
+    seen = layer(y)
+    assert seen.shape == (5, layer.n_out)
+    torch.testing.assert_close(seen[:, :3], y)
+    torch.testing.assert_close(seen[:, 3:19].square() + seen[:, 19:].square(), torch.ones(5, 16))
+    frequencies = layer.waves.norm(dim=0)
+    assert float(frequencies[0]) == pytest.approx(0.5)
+    assert float(frequencies[-1]) == pytest.approx(10)
+    assert "waves" in layer.state_dict()
+    assert not list(layer.parameters())

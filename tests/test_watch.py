@@ -156,12 +156,12 @@ class TestInTheTrainer:
         run = trainer(ring, tmp_path)
         summary = run.fit()
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-        distances = {line["step"]: line["valid/energy_distance"] for line in lines if "valid/energy_distance" in line}
+        distances = {line["step"]: line["valid/mmd"] for line in lines if "valid/mmd" in line}
         assert len(distances) == 4
         assert summary.best_step == min(distances, key=distances.__getitem__)
         assert summary.best_distance == min(distances.values())
         assert summary.best_nll is None
-        assert all("samples/coverage" in line for line in lines if "valid/energy_distance" in line)
+        assert all("samples/coverage" in line for line in lines if "valid/mmd" in line)
 
     def test_batch_statistics_of_the_averaged_weights_are_their_own_in_each_look(
         self, digits: Dataset, tmp_path: Path

@@ -65,8 +65,10 @@ class Rules:
     clip_weights: float = 0.0
     """Largest weight of the discriminator, 0 for no limit."""
     gamma_end: float | None = None
-    """Where gamma goes along a cosine over the first `burn_in` of training; None for a gamma that stays."""
+    """Where gamma goes over the first `burn_in` of training; None for a gamma that stays."""
     burn_in: float = 1.0
+    gamma_path: Literal["cosine", "geometric"] = "cosine"
+    """How it goes there; 'geometric' falls by the same factor in equal times."""
 
     def __post_init__(self) -> None:
         if self.objective not in OBJECTIVES:
@@ -85,7 +87,10 @@ class Rules:
         """Weight of the penalty when a share of training is done, 0 .. 1."""
         if self.gamma_end is None:
             return self.gamma
-        left = 0.5 * (1 + math.cos(math.pi * min(1.0, progress / self.burn_in)))
+        done = min(1.0, progress / self.burn_in)
+        if self.gamma_path == "geometric":
+            return self.gamma ** (1 - done) * self.gamma_end**done
+        left = 0.5 * (1 + math.cos(math.pi * done))
         return self.gamma_end + left * (self.gamma - self.gamma_end)
 
 

@@ -238,11 +238,13 @@ class PairVerdict(nn.Module):
 
     def __init__(self, n_features: int, n_latents: int, hidden: int = 256) -> None:
         super().__init__()
-        self.layers = mlp(n_features + n_latents, hidden, 2, 1)
+        self.layers = mlp(n_features + n_latents, hidden, 1, hidden)
+        self.verdict = nn.Linear(hidden, 1, bias=False)  # The verdict on the data has one.
 
     def forward(self, features: Tensor, z: Tensor) -> Tensor:
         """(N, n_features) and (N, n_latents) -> logits, (N,)."""
-        return self.layers(torch.cat([features, z.to(features.dtype)], 1)).squeeze(1)
+        h = F.silu(self.layers(torch.cat([features, z.to(features.dtype)], 1)))
+        return self.verdict(h).squeeze(1)
 
 
 class RecognitionErrors(NamedTuple):

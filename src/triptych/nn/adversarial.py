@@ -6,6 +6,9 @@ References:
     Spectral Normalization for Generative Adversarial Networks, Miyato et al. 2018, arXiv:1802.05957.
     Large Scale GAN Training for High Fidelity Natural Image Synthesis, Brock, Donahue & Simonyan 2019,
         arXiv:1809.11096.
+    Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains, Tancik et al. 2020,
+        arXiv:2006.10739.
+    PacGAN: The power of two samples in generative adversarial networks, Lin et al. 2018, arXiv:1712.04086.
 """
 
 from __future__ import annotations
@@ -75,7 +78,7 @@ def discriminator_network(
     """
     if isinstance(space, PointSpace) or network == "mlp":
         n_sites = 1 if isinstance(space, PointSpace) else space.height * space.width
-        return nn.Sequential(nn.Flatten(), mlp(n_channels * n_sites, hidden, 3, hidden)), hidden
+        return nn.Sequential(nn.Flatten(), mlp(n_channels * n_sites, hidden, 2, hidden), nn.SiLU()), hidden
     sizes = _sizes(space)
     widths = pyramid_widths(hidden, len(sizes))
     if network == "dcgan":
@@ -115,6 +118,43 @@ def learnt_weight(layer: nn.Module) -> Tensor:
     """A layer's weight before its spectral normalisation, if it has one."""
     is_normalised = parametrize.is_parametrized(layer, "weight")
     return layer.get_parameter("parametrizations.weight.original" if is_normalised else "weight")
+
+
+def packed(y: Tensor, size: int) -> Tensor:
+    """Each `size` data as one with their channels side by side: (N, C, ...) -> (N // size, size C, ...).
+
+    Source:
+        Lin et al. 2018, arXiv:1712.04086, section 2.
+    """
+    n = len(y) // size
+    return y[: n * size].reshape(n, size * y.shape[1], *y.shape[2:])
+
+
+class FourierFeatures(nn.Module):
+    """Points, and sines and cosines of them along fixed directions, from coarse to fine: (N, dim) -> (N, n_out).
+
+    A perceptron learns slowly what changes fast with its input, and a mode of a density can be narrow: on the grid of
+    25 Gaussians, a discriminator without them pulled samples to a few modes before it saw the others.
+
+    Arguments:
+        dim: Dimensions of a point.
+        n_waves: Number of frequencies, spread evenly in their logarithm between 0.5 and 10 radians per unit.
+    Source:
+        Tancik et al. 2020, arXiv:2006.10739, eq. 5. Differs in the choice of frequencies.
+    """
+
+    waves: Tensor
+
+    def __init__(self, dim: int, n_waves: int = 64) -> None:
+        super().__init__()
+        self.n_out = dim + 2 * n_waves
+        directions = F.normalize(torch.randn(dim, n_waves), dim=0)
+        frequencies = torch.logspace(math.log10(0.5), 1, n_waves)
+        self.register_buffer("waves", directions * frequencies)
+
+    def forward(self, y: Tensor) -> Tensor:
+        phases = y @ self.waves
+        return torch.cat([y, phases.sin(), phases.cos()], dim=1)
 
 
 def has_batch_norm(network: nn.Module) -> bool:

@@ -18,10 +18,10 @@ from triptych.evaluation.features import Coordinates, FeatureExtractor, RandomCo
 from triptych.evaluation.neighbours import nearest_neighbours
 from triptych.evaluation.two_sample import (
     coverage,
-    energy_distance,
     frechet_distance,
     gaussian_statistics,
     mean_distance,
+    multiscale_mmd,
     precision_recall,
 )
 from triptych.spaces import ImageSpace, PointSpace
@@ -54,7 +54,8 @@ class Look:
     progress: float
     """Share of the training that was done."""
     distance: float
-    """Of samples and validation items: squared Fréchet distance in random features, energy distance of points."""
+    """Of samples and validation items: squared Fréchet distance in random features; of points, the maximum mean
+    discrepancies under kernels from a standard deviation of the data to a 64th of it."""
     diversity: float
     """Mean feature distance of two samples, over that of two validation items."""
     coverage: float
@@ -157,7 +158,7 @@ class Watch:
         held_out, _ = dataset.valid.read(chosen)
         train, _ = dataset.train.read(some(dataset.train, len(held_out)))
         self.n_items = len(held_out)
-        self.name = "energy_distance" if isinstance(self.space, PointSpace) else "fd_random"
+        self.name = "mmd" if isinstance(self.space, PointSpace) else "fd_random"
         self._extractor: FeatureExtractor = (
             Coordinates(self.space) if isinstance(self.space, PointSpace) else RandomConvFeatures(self.space)
         )
@@ -193,7 +194,7 @@ class Watch:
         """
         features = self._extractor(items)
         if isinstance(self.space, PointSpace):
-            distance = energy_distance(features, self._features)
+            distance = multiscale_mmd(features, self._features)
         else:
             distance = frechet_distance(gaussian_statistics(features), self._statistics)
         copies = None

@@ -21,10 +21,12 @@ from triptych.errors import InputError
 from triptych.models.adversarial import AdversarialModel, PenaltyName, Rules, Verdict
 from triptych.models.inversion import EncoderName, PairVerdict, Recognition
 from triptych.nn.adversarial import (
+    FourierFeatures,
     PlayerName,
     discriminator_network,
     generator_network,
     normalise_spectrally,
+    packed,
     player_of,
     weighted_layers,
 )
@@ -33,6 +35,8 @@ from triptych.nn.blocks import with_condition
 from triptych.nn.options import check_counts
 from triptych.objectives.adversarial import ObjectiveName
 from triptych.spaces import ImageSpace, PointSpace, Space
+
+BURN_IN = 0.8  # Share of training over which gamma falls, where it does.
 
 Conditioning = Literal["projection", "concatenation", "auxiliary"]
 
@@ -44,11 +48,14 @@ class GAN(AdversarialModel):
         space: What one datum is.
         n_classes: Classes that both players are conditioned on.
         objective: 'minimax' (the generator's loss saturates), 'non_saturating', 'least_squares', 'wasserstein',
-            'hinge' or 'relativistic' (paired).
+            'hinge' or 'relativistic' (paired). By default 'relativistic' for points, else 'non_saturating'.
         penalty: On the gradients of the discriminator: 'r1' at real data, 'r2' at generated ones, 'r1_r2' at both,
-            'gradient' (WGAN-GP) between them, 'none'. By default 'r1', and 'none' for 'dcgan', where the batch's
-            normalisation makes the logits of all items depend on each.
+            'gradient' (WGAN-GP) between them, 'none'. By default 'r1_r2' for points, else 'r1', and 'none' for 'dcgan',
+            where the batch's normalisation makes the logits of all items depend on each.
         gamma: Its weight.
+        gamma_end: Where gamma falls to over the training; by default it stays, but for points with 'r1_r2'.
+        pack: Data that the discriminator judges together, so that it sees their variety. By default 4 for points, else
+            1. Labels then need conditioning='concatenation'.
         clip_weights: Largest weight of the discriminator, as in the first Wasserstein GAN (0.01 there); 0 for no limit.
         critic_steps: Discriminator steps, a fresh batch each, to one generator step.
         network: 'mlp', 'residual' or 'dcgan' (strided convolutions, batch normalisation); 'auto' takes residual
@@ -72,7 +79,8 @@ class GAN(AdversarialModel):
         Goodfellow et al. 2014, arXiv:1406.2661, algorithm 1; concatenation: Mirza & Osindero 2014, arXiv:1411.1784;
         auxiliary classifier: Odena et al. 2017, arXiv:1610.09585; projection: Miyato & Koyama 2018, arXiv:1802.05637.
         Network 'dcgan' and its optimiser: Radford et al. 2016, arXiv:1511.06434; spectral normalisation: Miyato et al.
-        2018, arXiv:1802.05957. Differs: residual convolutions without normalisation; higher learning rates.
+        2018, arXiv:1802.05957; packing: Lin et al. 2018, arXiv:1712.04086. Differs: residual convolutions without
+        normalisation; higher learning rates.
     """
 
     supports = (ImageSpace, PointSpace)
@@ -82,9 +90,11 @@ class GAN(AdversarialModel):
         space: Space,
         n_classes: int = 0,
         *,
-        objective: ObjectiveName = "non_saturating",
+        objective: ObjectiveName | None = None,
         penalty: PenaltyName | None = None,
         gamma: float | None = None,
+        gamma_end: float | None = None,
+        pack: int | None = None,
         clip_weights: float = 0.0,
         critic_steps: int = 1,
         network: PlayerName = "auto",
@@ -100,27 +110,43 @@ class GAN(AdversarialModel):
         super().__init__(space, n_classes)
         is_point = isinstance(space, PointSpace)
         network = player_of(network, space)
-        penalty = penalty if penalty is not None else "none" if network == "dcgan" else "r1"
+        if objective is None:
+            objective = "relativistic" if is_point else "non_saturating"
+        if penalty is None:
+            penalty = "none" if network == "dcgan" else "r1_r2" if is_point else "r1"
+        if pack is None:
+            pack = 4 if is_point and encoder != "bigan" and (not n_classes or conditioning == "concatenation") else 1
         self.n_latents = n_latents if n_latents is not None else 8 * space.n_dims if is_point else 64
         if hidden is None:
             is_small = space.n_dims < 256 or network == "dcgan"
             hidden = 128 if is_point else 256 if network == "mlp" else 32 if is_small else 16
         # Chosen by short trainings on the digits (0.02 to 3: below 0.3 some runs collapsed) and on MNIST (1 to 10).
-        gamma = gamma if gamma is not None else 10.0 if penalty == "gradient" else 0.1 if is_point else 1.0
+        if gamma is None:
+            gamma = 10.0 if penalty == "gradient" else 1.0
+        # Sharp modes need a steep discriminator at the end, a wide view of them a flat one at the start.
+        if gamma_end is None:
+            gamma_end = gamma / 300 if is_point and penalty == "r1_r2" else gamma
         # 400 steps of 'dcgan' on the digits: the paper's 2e-4 had learnt nothing, 1e-3 as much as 2e-3.
-        rate = 3e-3 if is_point else 1e-3 if network == "dcgan" else 2e-3
+        rate = 8e-3 if is_point else 1e-3 if network == "dcgan" else 2e-3
         discriminator_rate = rate if discriminator_rate is None else discriminator_rate
         generator_rate = rate if generator_rate is None else generator_rate
-        check_counts(n_latents=self.n_latents, hidden=hidden)
+        check_counts(n_latents=self.n_latents, hidden=hidden, pack=pack)
         if conditioning not in ("projection", "concatenation", "auxiliary"):
             raise InputError(f"conditioning is {conditioning!r}; it must be projection, concatenation or auxiliary.")
         if encoder not in ("none", "after", "bigan"):
             raise InputError(f"encoder is {encoder!r}; it must be none, after or bigan.")
+        if pack > 1 and encoder == "bigan":
+            raise InputError(f"pack is {pack}; with encoder='bigan' pairs are judged one by one: leave it out.")
+        if pack > 1 and n_classes and conditioning != "concatenation":
+            raise InputError(f"pack is {pack}; with labels it needs conditioning='concatenation'.")
         self.rules = Rules(
             objective=objective,
             critic_steps=critic_steps,
             penalty=penalty,
             gamma=gamma,
+            gamma_end=gamma_end,
+            burn_in=BURN_IN,
+            gamma_path="geometric",
             discriminator_rate=discriminator_rate,
             generator_rate=generator_rate,
             betas=(0.5, 0.999) if network == "dcgan" else (0.0, 0.99),
@@ -128,17 +154,21 @@ class GAN(AdversarialModel):
         )
         self.objective, self.penalty, self.gamma, self.clip_weights = objective, penalty, gamma, clip_weights
         self.critic_steps, self.network, self.conditioning, self.hidden = critic_steps, network, conditioning, hidden
+        self.gamma_end, self.pack = gamma_end, pack
         self.discriminator_rate, self.generator_rate = discriminator_rate, generator_rate
         self.spectral_norm, self.augment = spectral_norm, augment
         self.augmentation = augmentation_of(augment, space)
 
         n_channels = self.scale.n_channels
         self.generator = generator_network(network, space, self.n_latents + n_classes, n_channels, hidden)
-        n_seen = n_channels + (n_classes if conditioning == "concatenation" else 0)
+        self.waves = FourierFeatures(n_channels) if is_point else None
+        n_seen = n_channels if self.waves is None else self.waves.n_out
+        n_seen = pack * (n_seen + (n_classes if conditioning == "concatenation" else 0))
         self.discriminator, n_features = discriminator_network(
             network, space, n_seen, hidden, batch_norm=not spectral_norm
         )
-        self.verdict = nn.Linear(n_features, 1)
+        # Differences of logits, which are all that the relativistic loss knows, have no bias.
+        self.verdict = nn.Linear(n_features, 1, bias=objective != "relativistic")
         self.class_verdict: nn.Module | None = None
         if n_classes and conditioning == "projection":
             self.class_verdict = nn.Embedding(n_classes, n_features)
@@ -154,7 +184,9 @@ class GAN(AdversarialModel):
         return self.judge_pair(y, None, labels)
 
     def judge_pair(self, y: Tensor, z: Tensor | None, labels: Tensor | None = None) -> Verdict:
-        features = self.discriminator(with_condition(y, self.condition(labels)) if self._concatenates else y)
+        seen = y if self.waves is None else self.waves(y)
+        seen = with_condition(seen, self.condition(labels)) if self._concatenates else seen
+        features = self.discriminator(packed(seen, self.pack))
         logits = self.verdict(features).squeeze(1)
         if self.pair_verdict is not None and z is not None:
             logits = logits + self.pair_verdict(features, z)
