@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import triptych
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError
-from triptych.models.adversarial import Rules
+from triptych.models.adversarial import Rules, gamma_for
 from triptych.models.base import Batch
 from triptych.models.implicit.gan import GAN
 from triptych.nn.adversarial import FourierFeatures, standing_statistics, weighted_layers
@@ -314,3 +314,9 @@ def test_points_are_seen_with_waves_of_fixed_directions_from_coarse_to_fine() ->
     assert float(frequencies[-1]) == pytest.approx(10)
     assert "waves" in layer.state_dict()
     assert not list(layer.parameters())
+
+
+def test_gamma_grows_with_the_sites_beyond_32x32() -> None:
+    spaces = [PointSpace(2), *(ImageSpace(1, size, size) for size in (8, 28, 32, 64, 128))]
+    assert [gamma_for(space) for space in spaces] == [1, 1, 1, 1, 4, 16]
+    assert GAN(ImageSpace(3, 64, 64), hidden=2).rules.gamma == 4

@@ -18,7 +18,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from triptych.errors import InputError
-from triptych.models.adversarial import AdversarialModel, PenaltyName, Rules, Verdict
+from triptych.models.adversarial import AdversarialModel, PenaltyName, Rules, Verdict, gamma_for
 from triptych.models.inversion import EncoderName, PairVerdict, Recognition
 from triptych.nn.adversarial import (
     FourierFeatures,
@@ -120,9 +120,8 @@ class GAN(AdversarialModel):
         if hidden is None:
             is_small = space.n_dims < 256 or network == "dcgan"
             hidden = 128 if is_point else 256 if network == "mlp" else 32 if is_small else 16
-        # Chosen by short trainings on the digits (0.02 to 3: below 0.3 some runs collapsed) and on MNIST (1 to 10).
         if gamma is None:
-            gamma = 10.0 if penalty == "gradient" else 1.0
+            gamma = 10.0 if penalty == "gradient" else gamma_for(space)
         # Sharp modes need a steep discriminator at the end, a wide view of them a flat one at the start.
         if gamma_end is None:
             gamma_end = gamma / 300 if is_point and penalty == "r1_r2" else gamma

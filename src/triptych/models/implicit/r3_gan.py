@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.models.adversarial import AdversarialModel, Rules, Verdict
+from triptych.models.adversarial import AdversarialModel, Rules, Verdict, gamma_for
 from triptych.nn.augment import AugmentName, augmentation_of
 from triptych.nn.blocks import pyramid
 from triptych.nn.options import check_counts
@@ -41,7 +41,8 @@ class R3GAN(AdversarialModel):
     Arguments:
         space: Images.
         n_classes: Classes that both players are conditioned on.
-        gamma: Weight of the penalties at the start. The paper has 0.05 (CIFAR-10) to 150 (faces of 256x256).
+        gamma: Weight of the penalties at the start; by default as of `gamma_for`. The paper has 0.05 (CIFAR-10) to 150
+            (faces of 256x256).
         gamma_end: Weight at the end of the burn-in, and after it. By default a tenth of gamma, as in the paper.
         burn_in: Share of training over which gamma falls.
         n_latents: Size of z, and of the generator's class embedding.
@@ -68,7 +69,7 @@ class R3GAN(AdversarialModel):
         space: ImageSpace,
         n_classes: int = 0,
         *,
-        gamma: float = 1.0,
+        gamma: float | None = None,
         gamma_end: float | None = None,
         burn_in: float = 0.25,
         n_latents: int = 64,
@@ -81,6 +82,7 @@ class R3GAN(AdversarialModel):
         super().__init__(space, n_classes)
         if hidden is None:
             hidden = 32 if space.n_dims < 256 else 8
+        gamma = gamma_for(space) if gamma is None else gamma
         gamma_end = gamma / 10 if gamma_end is None else gamma_end
         check_counts(n_latents=n_latents, hidden=hidden, n_blocks=n_blocks)
         self.rules = Rules(
