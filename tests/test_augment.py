@@ -180,7 +180,7 @@ def test_scores_without_a_zero_are_centred(objective: ObjectiveName) -> None:
     signs = []
     for bias in (0.0, 1e3):
         model = model_of("adaptive", objective)
-        torch.nn.init.constant_(model.verdict.bias, bias)
+        model.verdict.bias = torch.nn.Parameter(torch.tensor([bias]))  # The relativistic game has none of its own.
         torch.nn.init.constant_(model.verdict.weight, 10.0)  # differences that stand out from the rounding of 1000
         model.train().loss(batch, "discriminator", generator=noise())
         signs.append(float(model.augmentation.sign))  # type: ignore[union-attr]

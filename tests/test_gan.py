@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import triptych
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError
-from triptych.models.adversarial import Rules, gamma_for
+from triptych.models.adversarial import Rules, Verdict, gamma_for
 from triptych.models.base import Batch
 from triptych.models.implicit.gan import GAN
 from triptych.nn.adversarial import FourierFeatures, standing_statistics, weighted_layers
@@ -320,3 +320,18 @@ def test_gamma_grows_with_the_sites_beyond_32x32() -> None:
     spaces = [PointSpace(2), *(ImageSpace(1, size, size) for size in (8, 28, 32, 64, 128))]
     assert [gamma_for(space) for space in spaces] == [1, 1, 1, 1, 4, 16]
     assert GAN(ImageSpace(3, 64, 64), hidden=2).rules.gamma == 4
+
+
+def test_r1_and_r2_are_of_the_data_before_what_hides_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(ImageSpace(1, 8, 8, 17), penalty="r1_r2")
+    batch = Batch(data_of(model.space, 6))  # type: ignore[arg-type]
+
+    def penalties(share: float) -> tuple[float, float]:
+        monkeypatch.setattr(model, "view", lambda y, generator: torch.cat([share * y[..., :4], y[..., 4:]], -1))
+        terms = model.loss(batch, "discriminator", generator=torch.Generator().manual_seed(0)).terms
+        return float(terms["r1"]), float(terms["r2"])
+
+    monkeypatch.setattr(model, "judge_pair", lambda y, z, labels=None: Verdict(y[..., :4].sum((1, 2, 3))))
+    assert penalties(1) == pytest.approx((32, 32))
+    assert penalties(0.5) == pytest.approx((8, 8))
+    assert penalties(0) == pytest.approx((0, 0), abs=1e-6), "what is hidden has no gradient"

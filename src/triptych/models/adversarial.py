@@ -297,11 +297,13 @@ class AdversarialModel(ImplicitDensity):
         on_real = rules.penalty in ("r1", "r1_r2") and gamma > 0
         on_fake = rules.penalty in ("r2", "r1_r2") and gamma > 0
         with torch.no_grad():
-            y_fake = self.view(self.fake(z, labels), generator)
-            y_real, z_real = self.view(self.scale(x), generator), self.recognised(self.scale(x), labels)
+            y_fake, y_real = self.fake(z, labels), self.scale(x)
+            z_real = self.recognised(y_real, labels)
+        # R1 and R2 are of the data themselves, as in StyleGAN2-ADA: what an augmentation hides has no gradient.
         y_real.requires_grad_(on_real)
         y_fake.requires_grad_(on_fake)
-        real, fake = self.judge_pair(y_real, z_real, labels), self.judge_pair(y_fake, z, labels)
+        seen_fake, seen_real = self.view(y_fake, generator), self.view(y_real, generator)
+        real, fake = self.judge_pair(seen_real, z_real, labels), self.judge_pair(seen_fake, z, labels)
         game = OBJECTIVES[rules.objective].discriminator(real.logits, fake.logits)
         total = game
         terms = {
@@ -322,7 +324,7 @@ class AdversarialModel(ImplicitDensity):
             terms["r2"] = zero_centred_penalty(fake.logits, y_fake)
             total = total + 0.5 * gamma * terms["r2"]
         if rules.penalty == "gradient" and gamma > 0:
-            y = between(y_real, y_fake, generator)
+            y = between(seen_real, seen_fake, generator)
             z_between = None if z_real is None else between(z_real, z, generator)
             terms["gradient_penalty"] = one_centred_penalty(self.judge_pair(y, z_between, labels).logits, y)
             total = total + gamma * terms["gradient_penalty"]
