@@ -161,6 +161,12 @@ class TestInTheTrainer:
         assert summary.best_step == min(distances, key=distances.__getitem__)
         assert summary.best_distance == min(distances.values())
         assert summary.best_nll is None
+        assert all(
+            line[f"gradient_norm/{player}"] > 0
+            for line in lines
+            if "learning_rate/generator" in line
+            for player in ("discriminator", "generator")
+        )
         assert all("samples/coverage" in line for line in lines if "valid/mmd" in line)
 
     def test_batch_statistics_of_the_averaged_weights_are_their_own_in_each_look(

@@ -266,8 +266,11 @@ class Trainer:
         Raises:
             TrainingStopped: If too many steps in a row were not.
         """
+        limit = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
+        if self.config.clip_norm == 0:
+            return True
+        norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters if p.grad is not None])
         if self.config.clip_norm is None and phase.clip_ratio:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters if p.grad is not None])
             length = float(norm)
             is_finite = math.isfinite(length)
             terms[f"skipped/{phase.name}"] = torch.tensor(float(not is_finite))
@@ -278,13 +281,9 @@ class Trainer:
                 return False
             usual = self.gradient_norms.get(phase.name, length)  # The first gradient says what is usual.
             limit = phase.clip_ratio * usual
-            torch.nn.utils.clip_grads_with_norm_(phase.parameters, limit, norm)
             self.gradient_norms[phase.name] = NORM_DECAY * usual + (1 - NORM_DECAY) * min(length, limit)
-        else:
-            clip_norm = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
-            if not clip_norm:
-                return True
-            norm = torch.nn.utils.clip_grad_norm_(phase.parameters, clip_norm)
+        if limit:
+            torch.nn.utils.clip_grads_with_norm_(phase.parameters, limit, norm)
         terms[f"gradient_norm/{phase.name}"] = norm
         return True
 
