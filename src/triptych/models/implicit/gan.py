@@ -124,7 +124,7 @@ class GAN(AdversarialModel):
             gamma = 10.0 if penalty == "gradient" else gamma_for(space)
         # Sharp modes need a steep discriminator at the end, a wide view of them a flat one at the start.
         if gamma_end is None:
-            gamma_end = gamma / 300 if is_point and penalty == "r1_r2" else gamma
+            gamma_end = gamma / 100 if is_point and penalty == "r1_r2" else gamma
         # 400 steps of 'dcgan' on the digits: the paper's 2e-4 had learnt nothing, 1e-3 as much as 2e-3.
         rate = 8e-3 if is_point else 1e-3 if network == "dcgan" else 2e-3
         discriminator_rate = rate if discriminator_rate is None else discriminator_rate
