@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import triptych
-from triptych.cli import parse_settings
+from triptych.cli.words import parse_settings
 from triptych.evaluation.results import Table, format_value
 
 

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from triptych import api, cli
+from triptych.cli.drawing import DrawConfig
+from triptych.cli.words import parse_settings
 from triptych.errors import InputError
 from triptych.sampling.autoregressive import SAMPLERS
 
@@ -219,11 +221,11 @@ def test_wrong_drawings_get_one_line_and_status_2(
 
 
 def test_the_samplers_of_the_command_are_all_there_are() -> None:
-    assert get_args(get_type_hints(cli.DrawConfig)["sampler"]) == SAMPLERS
+    assert get_args(get_type_hints(DrawConfig)["sampler"]) == SAMPLERS
 
 
 def test_settings_are_python_literals_or_words() -> None:
-    assert cli.parse_settings(["a=1", "b=0.5", "c=True", "d=full", "e=x=y"]) == {
+    assert parse_settings(["a=1", "b=0.5", "c=True", "d=full", "e=x=y"]) == {
         "a": 1,
         "b": 0.5,
         "c": True,
@@ -231,7 +233,7 @@ def test_settings_are_python_literals_or_words() -> None:
         "e": "x=y",
     }
     with pytest.raises(InputError, match="KEY=VALUE"):
-        cli.parse_settings(["=3"])
+        parse_settings(["=3"])
 
 
 def test_help_names_every_verb_and_exits_clean() -> None:

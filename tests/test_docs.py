@@ -20,6 +20,7 @@ import test_contract
 
 import triptych
 from triptych import cli
+from triptych.cli.words import parse_settings
 from triptych.config import Budget
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError
@@ -65,7 +66,7 @@ class TestReadme:
         verb = cli.parse(arguments)
         if isinstance(verb, cli.Fit | cli.Compare):
             Budget.parse(verb.train.budget)
-            cli.parse_settings(verb.settings)
+            parse_settings(verb.settings)
         names = [verb.model] if isinstance(verb, cli.Fit | cli.Models) and verb.model else []
         names += verb.names or [] if isinstance(verb, cli.Compare) else []
         assert set(names) <= set(registry.find_models())

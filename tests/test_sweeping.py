@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from triptych import cli
+from triptych.cli.words import parse_values
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError, TrainingStopped
 from triptych.sweeping import combine, sweep
@@ -23,10 +24,10 @@ def test_every_combination_is_there_once() -> None:
 
 
 def test_values_are_literals_or_words() -> None:
-    assert cli.parse_values("0.1,1,none") == [0.1, 1, "none"]
-    assert cli.parse_values("0.1,1") == [0.1, 1]
-    assert cli.parse_values("64") == [64]
-    assert cli.parse_values("r1_r2") == ["r1_r2"]
+    assert parse_values("0.1,1,none") == [0.1, 1, "none"]
+    assert parse_values("0.1,1") == [0.1, 1]
+    assert parse_values("64") == [64]
+    assert parse_values("r1_r2") == ["r1_r2"]
 
 
 def test_a_broken_setting_is_the_worst_and_a_good_one_the_best(tiny: Dataset, tmp_path: Path) -> None:

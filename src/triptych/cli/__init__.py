@@ -1,0 +1,128 @@
+"""The command line: one verb a class, the same words as the Python interface.
+
+Nothing heavy is imported until a verb runs, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from triptych.cli.drawing import Complete, Sample, Translate
+from triptych.cli.latents import Encode, Interpolate, Reconstruct, Traverse
+from triptych.cli.measuring import Evaluate, Exhibit, Probe, Score, Theory
+from triptych.cli.training import Compare, Data, Fit, Models, Sweep
+from triptych.errors import InputError, TrainingStopped
+
+VERBS: dict[str, type] = {
+    "fit": Fit,
+    "sample": Sample,
+    "complete": Complete,
+    "translate": Translate,
+    "encode": Encode,
+    "reconstruct": Reconstruct,
+    "interpolate": Interpolate,
+    "traverse": Traverse,
+    "score": Score,
+    "evaluate": Evaluate,
+    "compare": Compare,
+    "sweep": Sweep,
+    "probe": Probe,
+    "exhibit": Exhibit,
+    "theory": Theory,
+    "models": Models,
+    "data": Data,
+}
+
+
+def _one_line(box: str, verb: str) -> str:
+    """The message in the box that tyro prints for a wrong command line of a verb, as one line."""
+    lines = [line.strip("│╭╮╰╯ ─") for line in box.splitlines()]
+    title, *lines = [line if line else "" for line in lines]
+    message = " ".join(line for line in lines[: lines.index("") if "" in lines else None]) or title
+    if "Perhaps you meant:" in lines:
+        message += f". Did you mean {lines[lines.index('Perhaps you meant:') + 1].split()[0]}?"
+    message = re.sub(r"Error parsing \S*dummy\S*: ", "", message)  # tyro's own name for a whole group of settings
+    return f"{message.rstrip('.')}. See triptych {verb}--help".replace("?.", "?")
+
+
+def gather(arguments: Sequence[str], flag: str) -> list[str]:
+    """The command line with the values of a repeated flag behind its first place; the parser keeps the last alone."""
+    kept: list[str] = []
+    values: list[str] = []
+    place, into = None, kept
+    for word in arguments:
+        if word == flag or word.startswith(f"{flag}="):
+            place = len(kept) if place is None else place
+            into = values
+            values += [word.removeprefix(f"{flag}=")] * (word != flag)
+            continue
+        if word.startswith("--"):
+            into = kept
+        into.append(word)
+    return kept if place is None else [*kept[:place], flag, *values, *kept[place:]]
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The verb that a command line asks for; leaves with status 2 and one line if it is wrong."""
+    box = io.StringIO()
+    verb: Any = tyro.extras.subcommand_cli_from_dict
+    try:
+        with contextlib.redirect_stderr(box):
+            return verb(
+                VERBS,
+                prog="triptych",
+                config=(tyro.conf.FlagCreatePairsOff,),
+                args=gather(gather(arguments, "--set"), "--over"),
+                description="Train, measure and compare the three families of deep generative models on your own data.",
+            )
+    except SystemExit as stop:
+        if stop.code:
+            verb_name = f"{arguments[0]} " if arguments and arguments[0] in VERBS else ""
+            print(f"triptych: {_one_line(box.getvalue(), verb_name)}", file=sys.stderr)
+        raise
+
+
+def main() -> None:
+    """Entry point of the `triptych` command. Exit codes: 0 done, 2 wrong input, 3 training stopped."""
+    if sys.argv[1:] == ["--version"]:
+        from triptych import __version__
+
+        print(f"triptych {__version__}")
+        return
+    verb = parse(sys.argv[1:])
+    try:
+        verb.run()
+    except InputError as error:
+        print(f"triptych: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except TrainingStopped as error:
+        print(f"triptych: {error}", file=sys.stderr)
+        raise SystemExit(3) from None
+    except KeyboardInterrupt:
+        print("triptych: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # The reader of our output (head, less) has gone.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    except (OSError, MemoryError) as error:
+        print(f"triptych: {_say(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except RuntimeError as error:
+        if "alloc" not in str(error) and "out of memory" not in str(error):
+            raise
+        print("triptych: There is not enough memory; use a smaller model or batch.", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _say(error: OSError | MemoryError) -> str:
+    """What the system refused, as one line."""
+    if isinstance(error, MemoryError):
+        return "There is not enough memory; use a smaller model or batch."
+    return f"{error.filename or 'A file'}: {error.strerror or error}; give another path or mend its rights."

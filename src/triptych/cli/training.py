@@ -1,0 +1,201 @@
+"""Verbs that train: fit, compare, sweep; and what there is to train, models and data."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from triptych.cli.words import (
+    Settings,
+    Source,
+    load_source,
+    parse_settings,
+    parse_values,
+    split_settings,
+)
+from triptych.config import DataConfig, TrainConfig
+from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Train a model and leave a run folder: triptych fit vae digits --budget 60s"""
+
+    model: Annotated[Positional[str | None], arg(metavar="MODEL")] = None
+    """One of `triptych models`."""
+    source: Annotated[Positional[str | None], arg(metavar="SOURCE")] = None
+    """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
+    out: Path | None = None
+    """Run folder; by default runs/MODEL-SOURCE."""
+    resume: Path | None = None
+    """Go on with this run folder, with the settings and data it was begun with."""
+    conditional: bool = False
+    """Condition the model on the class labels."""
+    settings: Settings = ()
+    """Options of the model (`triptych models MODEL` lists them), as hidden=64 n_blocks=5."""
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych import api
+        from triptych.models.registry import model_options
+
+        if self.resume is not None:
+            given = Fit(resume=self.resume)
+            if self != given:
+                raise InputError("--resume takes model, data and settings from the run folder; give nothing else.")
+            api.resume(self.resume)
+            return
+        if self.model is None or self.source is None:
+            raise InputError("fit needs a model and a source: triptych fit MODEL SOURCE, or triptych fit --resume RUN.")
+        model_options(self.model)  # An unknown name is told before a large set is read.
+        options = parse_settings(self.settings)
+        data = load_source(self.source, self.data)
+        api.fit(self.model, data, out=self.out, conditional=self.conditional, **self.train.to_dict(), **options)
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Train several models under one budget, measure them and lay them side by side: triptych compare digits"""
+
+    source: Source
+    """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
+    models: Annotated[tuple[str, ...] | None, arg(metavar="MODEL,MODEL,...")] = None
+    """Models, with commas or spaces between; by default pixel_cnn,vae,gan, or for points gaussian_mixture,vae,gan."""
+    out: Path | None = None
+    """Folder for the runs, table.json, table.csv and report.html; by default runs/compare-SOURCE."""
+    resume: bool = False
+    """Go on with the comparison in --out: finished models are kept, an interrupted one continues."""
+    conditional: bool = False
+    """Condition the models on the class labels."""
+    importance_samples: int = 64
+    """Samples of the importance-weighted bound of models that have one; 0 for none."""
+    settings: Settings = ()
+    """Options of a model, as vae.n_latents=8 gan.gamma=0.5."""
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych.comparison import compare
+        from triptych.models.registry import model_options
+
+        names = self.names
+        for name in names or ():
+            model_options(name)
+        options: dict[str, dict[str, Any]] = {}
+        for key, value in parse_settings(self.settings).items():
+            model, dot, option = key.partition(".")
+            if not dot or (names is not None and model not in names):
+                raise InputError(f"--set {key}={value}: write MODEL.OPTION=VALUE, MODEL one of those compared.")
+            options.setdefault(model, {})[option] = value
+        compare(
+            load_source(self.source, self.data),
+            names,
+            out=self.out,
+            resume=self.resume,
+            conditional=self.conditional,
+            n_importance=self.importance_samples,
+            options=options,
+            command=shlex.join(["triptych", *sys.argv[1:]]),
+            **self.train.to_dict(),
+        )
+
+    @property
+    def names(self) -> list[str] | None:
+        """The models, however they were separated; None for the default ones."""
+        return None if self.models is None else [name for word in self.models for name in word.split(",") if name]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Try settings in short trainings and rank them: triptych sweep gan digits --over gamma=0.1,1,10 --budget 30s"""
+
+    model: Annotated[Positional[str], arg(metavar="MODEL")]
+    """One of `triptych models`."""
+    source: Source
+    """What to learn: digits, ring8, grid25, moons, mixture1d, or a folder, zip, npz, npy or IDX file."""
+    over: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE,VALUE,...")]
+    """Settings to vary, of the model or of the training, each with the values to try; every combination is trained."""
+    out: Path | None = None
+    """Folder for the runs and sweep.json; by default runs/sweep-MODEL-SOURCE."""
+    resume: bool = False
+    """Go on with the sweep in --out: finished trainings are kept, an interrupted one continues."""
+    conditional: bool = False
+    """Condition the model on the class labels."""
+    settings: Settings = ()
+    """Options of the model that all trainings share, as hidden=64."""
+    train: OmitArgPrefixes[TrainConfig] = TrainConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych.models.registry import model_options
+        from triptych.sweeping import sweep
+
+        model_options(self.model)
+        over = {key: parse_values(text) for key, text in split_settings(self.over, "--over").items()}
+        shared = self.train.to_dict()
+        found = sweep(
+            self.model,
+            load_source(self.source, self.data),
+            over,
+            out=self.out,
+            resume=self.resume,
+            conditional=self.conditional,
+            **{key: value for key, value in shared.items() if key not in over},
+            **parse_settings(self.settings),
+        )
+        print(f"Ranked by {found.measure}, lower is better:")
+        print("\n".join(trial.describe() for trial in found.trials))
+        print(f"numbers -> {found.folder / 'sweep.json'}")
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models, or the options of one: triptych models vae"""
+
+    model: Annotated[Positional[str | None], arg(metavar="MODEL")] = None
+    """Model to describe."""
+
+    def run(self) -> None:
+        import inspect
+
+        from triptych.models.registry import find_models, model_class, model_options
+
+        if self.model is None:
+            for name, panel in find_models().items():
+                summary = (inspect.getdoc(model_class(name)) or "").splitlines()[0]
+                print(f"{name:18}{panel:13}{summary}")
+            return
+        print(inspect.getdoc(model_class(self.model)))
+        defaults = ", ".join(f"{key}={value[1]!r}" for key, value in model_options(self.model).items())
+        print(f"\nOptions for --set, with their defaults (None: chosen by the data): {defaults}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Show what a source holds and what was repaired, and draw it: triptych data show digits"""
+
+    action: Positional[Literal["show"]]
+    """What to do."""
+    source: Source
+    """Data to show."""
+    out: Path | None = None
+    """PNG file for a picture of the training data; by default data-NAME.png."""
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
+
+    def run(self) -> None:
+        from triptych.data.show import describe, draw
+
+        dataset = load_source(self.source, self.data)
+        print("\n".join(describe(dataset)))
+        out = self.out or Path(f"data-{dataset.name}.png")
+        draw(dataset, out)
+        print(f"picture   {out}")

@@ -1,0 +1,92 @@
+"""What the verbs share: kinds of arguments, reading of settings and items, and what is told besides the result."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from triptych.config import DataConfig
+from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    from triptych.data.dataset import Dataset
+
+Settings = Annotated[tuple[str, ...], arg(name="set", metavar="KEY=VALUE")]
+Source = Annotated[Positional[str], arg(metavar="SOURCE")]
+Run = Annotated[Positional[Path], arg(metavar="RUN")]
+
+
+def split_settings(settings: Sequence[str], flag: str = "--set") -> dict[str, str]:
+    """Reads KEY=TEXT words.
+
+    Raises:
+        InputError: If a word has no `=`, or a key is set twice.
+    """
+    texts: dict[str, str] = {}
+    for word in settings:
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise InputError(f"{flag} {word!r}: write KEY=VALUE.")
+        if key in texts:
+            raise InputError(f"{flag} {key} is given twice.")
+        texts[key] = text
+    return texts
+
+
+def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
+    """Reads KEY=VALUE words; a value is a Python literal (64, 0.1, True) or else a word.
+
+    Raises:
+        InputError: As of `split_settings`.
+    """
+    return {key: _literal(text) for key, text in split_settings(settings).items()}
+
+
+def parse_values(text: str) -> list[Any]:
+    """Reads 0.1,1,word; a bracket keeps the commas within."""
+    whole = _literal(text)
+    if isinstance(whole, tuple):
+        return list(whole)
+    return [_literal(part) for part in text.split(",") if part] if isinstance(whole, str) else [whole]
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def parse_items(text: str, flag: str = "--items") -> list[int]:
+    """Reads 0,1,2.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    if not re.fullmatch(r"\d{1,15}(,\d{1,15})*", text):
+        raise InputError(f"{flag} is {text!r}; give numbers from 0 with commas between, as 0,1,2.")
+    return [int(number) for number in text.split(",")]
+
+
+def parse_ends(text: str) -> list[int | str]:
+    """Reads numbers of items and names of files, with commas between; a file whose name has commas is one."""
+    words = [text] if Path(text).is_file() else text.split(",")
+    return [int(word) if re.fullmatch(r"[0-9]{1,15}", word) else word for word in words]
+
+
+def tell_notes(notes: Sequence[str]) -> None:
+    """Prints what a person should know besides the result."""
+    for note in notes:
+        print(f"triptych: {note}", file=sys.stderr)
+
+
+def load_source(source: str, config: DataConfig) -> Dataset:
+    from triptych.data.load import load_data
+
+    return load_data(source, **config.to_arguments())
