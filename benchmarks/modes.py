@@ -24,7 +24,8 @@ N_SAMPLES = 2500
 PLAIN: dict[str, Any] = {"penalty": "none", "pack": 1, "discriminator_rate": 3e-3, "generator_rate": 3e-3}
 GAMES: dict[str, dict[str, Any]] = {
     "default": {},
-    # The games as they were first played: no penalty, data judged one by one. Rates as plain games bear them.
+    # Data judged one by one (but with the Fourier features that all discriminators of points have), no penalty unless
+    # it is named; rates as plain games bear them.
     "minimax": {"objective": "minimax", **PLAIN},
     "non_saturating": {"objective": "non_saturating", **PLAIN},
     "non_saturating+r1": {"objective": "non_saturating", **PLAIN, "penalty": "r1", "gamma": 0.1},

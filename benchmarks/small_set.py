@@ -20,11 +20,14 @@ import torch
 
 import triptych
 from triptych.data.dataset import Split
+from triptych.errors import TrainingInterrupted, TrainingStopped
 from triptych.training.files import Records
 from triptych.training.watch import DIVERGED
 
 
 def spread(values: list[float]) -> str:
+    if not values:
+        return ""
     return f"{statistics.mean(values):.3g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
 
 
@@ -50,7 +53,13 @@ def main() -> None:
         for seed in range(arguments.seeds):
             out = arguments.out / f"{augment}-{seed}"
             settings = {"budget": arguments.budget, "precision": arguments.precision, "augment": augment, "seed": seed}
-            triptych.fit(arguments.model, data, out=out, resume=out.is_dir(), rollbacks=0, **settings)
+            try:
+                triptych.fit(arguments.model, data, out=out, resume=out.is_dir(), rollbacks=0, **settings)
+            except TrainingInterrupted:
+                raise
+            except TrainingStopped:  # A loss that is no longer finite.
+                diverged += 1
+                continue
             looks = [line for line in Records.read(out / "metrics.jsonl") if "valid/fd_random" in line]
             distances = [line["valid/fd_random"] for line in looks]
             findings = [text.partition(": ")[2] for text in json.loads((out / "summary.json").read_text())["findings"]]
@@ -60,7 +69,7 @@ def main() -> None:
             diverged += distances[-1] > DIVERGED * min(distances) or any(f.startswith("divergence") for f in findings)
             others |= {text.partition(":")[0] for text in findings} - {"divergence"}
         print(
-            f"| {augment} | {spread(least)} | {spread(last)} | {diverged} of {len(least)} |"
+            f"| {augment} | {spread(least)} | {spread(last)} | {diverged} of {arguments.seeds} |"
             f" {', '.join(sorted(others)) or 'none'} | {spread(copies)} % |",
             flush=True,
         )

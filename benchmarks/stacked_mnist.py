@@ -14,8 +14,8 @@ Source of the experiment:
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,6 @@ def main() -> None:
         found, divergences, minutes = [], [], []
         for seed in arguments.seeds:
             out = arguments.out / f"{game.replace(' ', '-')}-{seed}"
-            start = time.perf_counter()
             model = triptych.fit(
                 name,
                 data,
@@ -92,7 +91,7 @@ def main() -> None:
                 precision=arguments.precision,
                 **options,
             )
-            minutes.append((time.perf_counter() - start) / 60)
+            minutes.append(json.loads((out / "summary.json").read_text())["seconds"] / 60)
             counts = modes_of(triptych.sample(model, N_SAMPLES, seed=1000 + seed), classifier)
             found.append(int((counts > 0).sum()))
             divergences.append(kl(counts, real))

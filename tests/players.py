@@ -30,6 +30,8 @@ def check_players(model: AdversarialModel, space: ImageSpace) -> None:
     batch = Batch(data_of(space, 4), torch.arange(4) % 3)
     model.loss(batch, "discriminator").total.backward()
     assert all(parameter.grad is None for parameter in model.generator.parameters())
+    judges, _ = model.players()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in judges)
     model.loss(batch, "generator").total.backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     assert model.eval().sample(2).shape == (2, *space.shape)

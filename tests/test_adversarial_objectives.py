@@ -282,3 +282,12 @@ def test_between_lies_on_the_line_from_real_to_fake() -> None:
     assert middle.requires_grad
     assert torch.equal(middle, between(real, fake, torch.Generator().manual_seed(7)))
     assert not torch.equal(middle, between(real, fake, torch.Generator().manual_seed(8)))
+
+
+def test_the_gradient_penalty_of_packs_is_of_the_packs_gradient() -> None:
+    """A linear critic of unit gradient on packs of three pairs has no penalty; the seventh item is in no pack."""
+    weight = torch.nn.functional.normalize(torch.randn(6, generator=torch.Generator().manual_seed(0)), dim=0)
+    x = torch.randn(7, 2, requires_grad=True)
+    logits = x[:6].reshape(2, 6) @ weight
+    assert float(one_centred_penalty(logits, x).detach()) == pytest.approx(0, abs=1e-6)
+    assert float(one_centred_penalty(3 * logits, x).detach()) == pytest.approx(4, rel=1e-5)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import triptych
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError
+from triptych.models.adversarial import N_SETTLING
 from triptych.models.base import Batch
 from triptych.models.implicit.big_gan import BigGAN, _Attention, _ConditionalNorm
 from triptych.nn.adversarial import learnt_weight, orthogonality_penalty, weighted_layers
@@ -187,7 +188,7 @@ def test_a_short_training_moves_the_weights_and_leaves_them_finite(tiny: Dataset
     assert all(tensor.isfinite().all() for tensor in trained.values())
     assert all(float(tensor) != 0 for name, tensor in trained.items() if name.endswith("attention.gamma"))
     norms = [tensor for name, tensor in trained.items() if name.endswith("num_batches_tracked")]
-    assert [int(tensor) for tensor in norms] == [8] * len(norms), "statistics of the final weights alone"
+    assert [int(tensor) for tensor in norms] == [N_SETTLING] * len(norms), "statistics of the final weights alone"
     copied, noise = copy.deepcopy(model), torch.Generator()
     labels = torch.tensor([0, 1, 1])
     draws = [m.sample(3, labels=labels, generator=noise.manual_seed(0)) for m in (copied, model)]

@@ -202,10 +202,21 @@ def test_multiscale_mmd_of_two_normal_distributions_is_the_integral() -> None:
 
     for widths in ((1.0,), (0.25,), (1.0, 0.25)):
         expected = sum(
-            (2 * kernel(0, width) - 2 * kernel(1, width) + 2 / 4000) / (kernel(0, width) + 1 / 4000) for width in widths
+            (2 * kernel(0, width) - 2 * kernel(1, width)) / (kernel(0, width) + 1 / 4000) for width in widths
         )
         assert two_sample.multiscale_mmd(x, y, widths) == pytest.approx(expected, rel=0.1)
-    assert two_sample.multiscale_mmd(x, x) == 0
+
+
+@pytest.mark.parametrize("dim", [1, 2, 4, 8])
+def test_multiscale_mmd_is_near_0_for_equal_distributions_and_large_for_others(dim: int) -> None:
+    rng = np.random.Generator(np.random.PCG64(9))
+    x, y = rng.normal(size=(2, 1000, dim))
+    equal = two_sample.multiscale_mmd(x, y)
+    assert equal < 0.1
+    assert two_sample.multiscale_mmd(x + 10, y) > max(1, 8 * equal)
+    assert two_sample.multiscale_mmd(0 * x, y) > 10
+    with pytest.raises(InputError):
+        two_sample.multiscale_mmd(x[:1], y)
 
 
 def test_multiscale_mmd_sees_how_sharp_modes_are() -> None:

@@ -244,6 +244,8 @@ def test_gamma_falls_over_the_burn_in() -> None:
     assert Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3).gamma_at(0.7) == 2
     rules = replace(rules, gamma_end=0.02, gamma_path="geometric")
     assert [rules.gamma_at(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([2, 0.2, 0.02, 0.02])
+    with pytest.raises(InputError, match="both are 0 or neither"):
+        replace(rules, gamma_end=0.0)
     with pytest.raises(InputError, match="burn_in is 0"):
         Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3, burn_in=0.0)
 
@@ -293,6 +295,8 @@ def test_a_pack_is_judged_together_and_its_items_are_not_mixed_with_others() -> 
     changed = (model.judge(moved).logits - logits).abs() > 0
     assert changed.tolist() == [False, True]
     assert model.judge(torch.cat([y, y[:2]])).logits.shape == (2,), "items that fill no pack are left out"
+    with pytest.raises(InputError, match="a batch has 2 items"):
+        model.judge(y[:2])
     image = GAN(ImageSpace(1, 8, 8, 17), 3, hidden=8, pack=2, conditioning="concatenation")
     loss = image.loss(Batch(data_of(ImageSpace(1, 8, 8, 17), 4), torch.arange(4) % 3), "discriminator")
     assert loss.total.isfinite()

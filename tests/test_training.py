@@ -432,7 +432,9 @@ def test_the_cost_is_estimated_without_touching_the_run(tiny: Dataset, tmp_path:
 def test_gradients_are_clipped(tiny: Dataset, tmp_path: Path) -> None:
     free = trainer("vae", tiny, tmp_path / "free", clip_norm=0.0, budget="5steps")
     free.fit()
-    assert not any(key.startswith("gradient_norm") for line in records(tmp_path / "free") for key in line)
+    logged = [line[key] for line in records(tmp_path / "free") for key in line if key.startswith("gradient_norm")]
+    assert logged
+    assert min(logged) > 1e-3, "as long as they are"
     clipped = trainer("vae", tiny, tmp_path / "clipped", clip_norm=1e-6, budget="5steps")
     norms: list[float] = []
     setup = clipped.fabric.setup

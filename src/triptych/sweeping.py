@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from triptych import api
-from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped
 from triptych.training.files import read_json, write_json
@@ -109,8 +108,8 @@ def sweep(
         score = summary["best_nll"] if has_nll else summary["best_distance"]
         if score is None:
             raise InputError(
-                f"{model} on {data.name!r} has no validation score to rank by: its validation split is too small, or"
-                " validations is 0."
+                f"{model} on {data.name!r} has no validation score to rank by: it has neither a likelihood nor a game"
+                " that is watched, its validation split is too small, or validations is 0."
             )
         measure = "validation nats per item" if has_nll else "distance of samples to the validation items"
         trials.append(Trial(changed, name, score, tuple(summary["findings"])))
@@ -124,7 +123,8 @@ def sweep(
             "model": model,
             "data": data.name,
             "measure": measure,
-            "settings": {**TrainConfig().to_dict(), **settings},
+            "conditional": conditional,
+            "settings": settings,
             "trials": [dataclasses.asdict(trial) for trial in ranked],
         },
     )

@@ -16,7 +16,7 @@ from triptych.cli.words import (
     load_source,
     parse_settings,
     parse_values,
-    split_settings,
+    split_words,
 )
 from triptych.config import DataConfig, TrainConfig
 from triptych.errors import InputError
@@ -140,8 +140,12 @@ class Sweep:
         from triptych.sweeping import sweep
 
         model_options(self.model)
-        over = {key: parse_values(text) for key, text in split_settings(self.over, "--over").items()}
-        shared = self.train.to_dict()
+        over = {key: parse_values(text) for key, text in split_words(self.over, "--over").items()}
+        fixed = parse_settings(self.settings)
+        usual = TrainConfig().to_dict()
+        given = {key: value for key, value in self.train.to_dict().items() if value != usual[key]}
+        if wrong := next((key for key in fixed if key in usual), None):
+            raise InputError(f"--set {wrong}: it is a setting of the training; write --{wrong.replace('_', '-')}.")
         found = sweep(
             self.model,
             load_source(self.source, self.data),
@@ -149,8 +153,8 @@ class Sweep:
             out=self.out,
             resume=self.resume,
             conditional=self.conditional,
-            **{key: value for key, value in shared.items() if key not in over},
-            **parse_settings(self.settings),
+            **given,
+            **fixed,
         )
         print(f"Ranked by {found.measure}, lower is better:")
         print("\n".join(trial.describe() for trial in found.trials))

@@ -22,7 +22,7 @@ Source = Annotated[Positional[str], arg(metavar="SOURCE")]
 Run = Annotated[Positional[Path], arg(metavar="RUN")]
 
 
-def split_settings(settings: Sequence[str], flag: str = "--set") -> dict[str, str]:
+def split_words(settings: Sequence[str], flag: str = "--set") -> dict[str, str]:
     """Reads KEY=TEXT words.
 
     Raises:
@@ -43,17 +43,14 @@ def parse_settings(settings: Sequence[str]) -> dict[str, Any]:
     """Reads KEY=VALUE words; a value is a Python literal (64, 0.1, True) or else a word.
 
     Raises:
-        InputError: As of `split_settings`.
+        InputError: As of `split_words`.
     """
-    return {key: _literal(text) for key, text in split_settings(settings).items()}
+    return {key: _literal(text) for key, text in split_words(settings).items()}
 
 
 def parse_values(text: str) -> list[Any]:
-    """Reads 0.1,1,word; a bracket keeps the commas within."""
-    whole = _literal(text)
-    if isinstance(whole, tuple):
-        return list(whole)
-    return [_literal(part) for part in text.split(",") if part] if isinstance(whole, str) else [whole]
+    """Reads 0.1,1,word: values with commas between, none of which has one."""
+    return [_literal(part) for part in text.split(",") if part]
 
 
 def _literal(text: str) -> Any:

@@ -165,28 +165,35 @@ def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
 
 def multiscale_mmd(x: np.ndarray, reference: np.ndarray, widths: Sequence[float] = (1, 1 / 4, 1 / 16, 1 / 64)) -> float:
     """Squared maximum mean discrepancies of features (N, D) and (M, D) under Gaussian kernels of several widths, each
-    over the reference's own mean kernel, summed; at least 0.
+    over what the reference's own mean kernel can be told to be, summed; clipped at 0.
 
     The wide kernels see where the mass lies, the narrow ones how sharp the modes are, to which Fréchet's and the energy
-    distance are blind. Where x has none of the reference's structure at some width, that width adds about 1. Biased:
-    two samples of one distribution have a little more than 0.
+    distance are blind. Unbiased before it is clipped: near 0 for equal distributions. Where x has none of the
+    reference's structure at some width, that width adds 1 at least; where the reference has none that its items could
+    show, next to nothing.
 
     Arguments:
         widths: Standard deviations of the kernels, in units of the features.
+    Raises:
+        InputError: If one of the sets has less than two items.
     Source:
-        Gretton et al. 2012, Journal of Machine Learning Research 13, eq. 5; several kernels: Li, Swersky & Zemel 2015,
+        Gretton et al. 2012, Journal of Machine Learning Research 13, eq. 3; several kernels: Li, Swersky & Zemel 2015,
         arXiv:1502.02761, section 3.
     """
-    x, reference = _as_features(x, at_least=1), _as_features(reference, at_least=1)
+    x, reference = _as_features(x, at_least=2), _as_features(reference, at_least=2)
 
-    def mean_kernels(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         total = np.zeros(len(widths))
         for _, block in _squared_distances(a, b):
             total += [np.exp(block / (-2 * width**2)).sum() for width in widths]
-        return total / (len(a) * len(b))
+        return total
 
-    own = mean_kernels(reference, reference)
-    return max(0.0, float(((mean_kernels(x, x) + own - 2 * mean_kernels(x, reference)) / own).sum()))
+    n, m = len(x), len(reference)
+    # Of two different items of one set: the kernel of an item with itself is 1.
+    own = (sums(reference, reference) - m) / (m * (m - 1))
+    of_x = (sums(x, x) - n) / (n * (n - 1))
+    across = sums(x, reference) / (n * m)
+    return max(0.0, float(((of_x + own - 2 * across) / (own + 1 / m)).sum()))
 
 
 def bootstrap_error(

@@ -40,7 +40,7 @@ PenaltyName = Literal["none", "r1", "r2", "r1_r2", "gradient"]
 
 FINEST_NOISE = 1 / 8  # Width of the dequantisation noise at most, where data runs from -1 to 1.
 HAVE_ZERO = ("minimax", "non_saturating", "hinge")  # Objectives whose logits are positive for what is judged real.
-N_SETTLING = 8  # Batches of `MAX_DRAWN` that the running statistics of a batch normalisation are taken of.
+N_SETTLING = 2  # Batches of `MAX_DRAWN` that the running statistics of a batch normalisation are taken of.
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class Rules:
         check_not_negative(discriminator_rate=self.discriminator_rate, generator_rate=self.generator_rate)
         if self.gamma_end is not None:
             check_not_negative(gamma_end=self.gamma_end)
+            if self.gamma_path == "geometric" and (self.gamma == 0) != (self.gamma_end == 0):
+                raise InputError(
+                    f"gamma is {self.gamma} and gamma_end {self.gamma_end}; it falls by factors: both are 0 or neither."
+                )
         if not 0 < self.burn_in <= 1:
             raise InputError(f"burn_in is {self.burn_in}; it must be above 0 and at most 1.")
 

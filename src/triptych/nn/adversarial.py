@@ -123,9 +123,13 @@ def learnt_weight(layer: nn.Module) -> Tensor:
 def packed(y: Tensor, size: int) -> Tensor:
     """Each `size` data as one with their channels side by side: (N, C, ...) -> (N // size, size C, ...).
 
+    Raises:
+        InputError: If there are fewer than `size`.
     Source:
         Lin et al. 2018, arXiv:1712.04086, section 2.
     """
+    if len(y) < size:
+        raise InputError(f"pack is {size}, but a batch has {len(y)} items; take a larger --batch-size.")
     n = len(y) // size
     return y[: n * size].reshape(n, size * y.shape[1], *y.shape[2:])
 
@@ -153,7 +157,8 @@ class FourierFeatures(nn.Module):
         self.register_buffer("waves", directions * frequencies)
 
     def forward(self, y: Tensor) -> Tensor:
-        phases = y @ self.waves
+        with torch.autocast(y.device.type, enabled=False):  # Tens of radians need more than 8 bits.
+            phases = y.float() @ self.waves
         return torch.cat([y, phases.sin(), phases.cos()], dim=1)
 
 

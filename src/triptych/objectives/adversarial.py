@@ -129,7 +129,8 @@ def zero_centred_penalty(logits: Tensor, x: Tensor) -> Tensor:
 
     Arguments:
         logits: The discriminator's logits at x, (N,).
-        x: The data the logits were computed from, requiring gradient.
+        x: The data the logits were computed from, requiring gradient. The mean is over these, also where each logit
+            judges several.
     Source:
         Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406, eqs. 9 and 10; the loss adds gamma / 2 times this.
     """
@@ -140,12 +141,15 @@ def one_centred_penalty(logits: Tensor, x: Tensor) -> Tensor:
     """E (||grad_x D(x)|| - 1)^2; differentiable. The gradient penalty of WGAN-GP, at points between real and generated.
 
     Arguments:
-        As of `zero_centred_penalty`.
+        logits: The critic's, (N // m,), where each judges a pack of m data, whose gradient then is that of the pack.
+        x: The data the logits were computed from, requiring gradient, (N, ...).
     Source:
         Gulrajani et al. 2017, arXiv:1704.00028, eq. 3; the loss adds lambda times this.
     """
     # The root has no gradient at 0.
-    norms = _input_gradients(logits, x).square().sum(1).add(1e-12).sqrt()
+    gradients = _input_gradients(logits, x)
+    n_packed = len(x) // len(logits) * len(logits)
+    norms = gradients[:n_packed].reshape(len(logits), -1).square().sum(1).add(1e-12).sqrt()
     return (norms - 1).square().mean()
 
 

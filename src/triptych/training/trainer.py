@@ -267,8 +267,6 @@ class Trainer:
             TrainingStopped: If too many steps in a row were not.
         """
         limit = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
-        if self.config.clip_norm == 0:
-            return True
         norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters if p.grad is not None])
         if self.config.clip_norm is None and phase.clip_ratio:
             length = float(norm)
@@ -386,7 +384,7 @@ class Trainer:
             with TrainingProgress(self.folder.name, self.console, self._progress()) as bar, self._catch_signals():
                 if not resume:
                     self._size_validation()  # Before the first checkpoint, which remembers it.
-                    self._film(records, 0.0, self._drawing())
+                    self._film(records, 0.0)
                     self._save(optimizers, records)
                     self.start_time = time.perf_counter()  # What comes before the first step is not of the budget.
                 reason = self.ended or self._loop(wrapped, optimizers, records, bar)
@@ -472,7 +470,7 @@ class Trainer:
                 bar.update(progress, self.step, {k: v for k, v in means.items() if not k.startswith("gradient_norm/")})
                 self.sums, self.since = {}, 0
             if film:
-                self._film(records, progress, self._drawing())
+                self._film(records, progress)
             if validate and self.watch is not None:
                 self._look(self.watch, optimizers, records, progress)
             elif validate and not self._validate(records, progress):
@@ -560,9 +558,14 @@ class Trainer:
         """Under a clock, work beside the training may take an eighth of the time: the next must wait."""
         self.pause_until = max(self.pause_until, self._seconds() + 7 * (time.perf_counter() - start))
 
-    def _film(self, records: Records, progress: float, model: GenerativeModel) -> None:
-        """Draws samples, with the same noise each time, and saves them as picture and array."""
+    def _film(self, records: Records, progress: float, model: GenerativeModel | None = None) -> None:
+        """Draws samples, with the same noise each time, and saves them as picture and array.
+
+        Arguments:
+            model: By default the averaged one.
+        """
         start = time.perf_counter()
+        model = self._drawing() if model is None else model
         while self.n_films < len(FILM_AT) and progress >= FILM_AT[self.n_films]:
             self.n_films += 1
         noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed + 1)
