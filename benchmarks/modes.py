@@ -9,8 +9,8 @@ of data 98.9 % lie within three of one. Runs that are finished in --out are read
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,9 @@ def main() -> None:
             found, near, seconds = [], [], []
             for seed in range(arguments.seeds):
                 out = arguments.out / f"{name}-{game}-{seed}"
-                start = time.perf_counter()
                 settings = {**GAMES[game], **numbers, "budget": arguments.budget, "seed": seed, "verbose": False}
                 model = triptych.fit("gan", data, out=out, resume=out.is_dir(), **settings)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(json.loads((out / "summary.json").read_text())["seconds"])
                 n, share = modes_found(triptych.sample(model, N_SAMPLES, seed=1000 + seed), truth)
                 found.append(n)
                 near.append(100 * share)
