@@ -113,7 +113,12 @@ def example_curves(terms: tuple[str, ...], n: int = 200) -> tuple[dict[str, Any]
     rng = np.random.default_rng(0)
     records: list[dict[str, Any]] = []
     for i in range(n):
-        record: dict[str, Any] = {"step": 10 * i, "elapsed_seconds": 0.5 * i, "learning_rate/main": 1e-3}
+        record: dict[str, Any] = {
+            "step": 10 * i,
+            "elapsed_seconds": 0.5 * i,
+            "learning_rate/main": 1e-3,
+            "skipped/main": 0.0,
+        }
         for term in terms:
             if not term.startswith("valid/") or i % 20 == 0:
                 record[term] = 100 * math.exp(-i / 20) + rng.random()
@@ -439,3 +444,8 @@ def test_table_files(tmp_path: Path) -> None:
     vae = by_cell["vae", "bits_per_dim"]
     assert (float(vae["value"]), vae["kind"], vae["measure"], vae["n"]) == (1.2, "lower bound", "discrete", "300")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv", "table.json"]
+
+
+def test_what_is_no_loss_has_no_curve() -> None:
+    record = {"elapsed_seconds": 1.0, "bound/kl_nats": 2.0, "skipped/bound": 0.0, "gradient_norm/bound": 3.0}
+    assert [series.name for series in series_of([record | {"learning_rate/bound": 1e-3}])] == ["kl"]

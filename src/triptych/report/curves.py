@@ -13,7 +13,7 @@ import numpy as np
 from triptych.report.html import Html, element
 from triptych.report.plot import Plot, legend
 
-NOT_LOSSES = frozenset({"learning_rate", "gradient_norm"})
+NOT_LOSSES = frozenset({"learning_rate", "gradient_norm", "skipped"})
 MAX_POINTS = 400
 """Points of a raw line; more would only be bytes at this size."""
 SMOOTHING = 40

@@ -467,7 +467,8 @@ class Trainer:
                     continue
                 self.latest = means
                 records.append({**self._where(), **means, **rates})
-                bar.update(progress, self.step, {k: v for k, v in means.items() if not k.startswith("gradient_norm/")})
+                losses = {k: v for k, v in means.items() if not k.startswith(("gradient_norm/", "skipped/"))}
+                bar.update(progress, self.step, losses)
                 self.sums, self.since = {}, 0
             if film:
                 self._film(records, progress)
