@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 import triptych
+from triptych.cli.words import parse_settings
 from triptych.data.points import POINT_SETS, GaussianMixture
 
 N_SAMPLES = 2500
@@ -56,8 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    options = dict(setting.split("=", 1) for setting in arguments.set)
-    numbers = {key: float(value) if "." in value else int(value) for key, value in options.items()}
+    options = parse_settings(arguments.set)
     print(f"| data | game | modes found in each seed | all found in | within 3 sigma | seconds |\n|{'---|' * 6}")
     for name in arguments.data:
         truth = POINT_SETS[name]()
@@ -66,7 +66,7 @@ def main() -> None:
             found, near, seconds = [], [], []
             for seed in range(arguments.seeds):
                 out = arguments.out / f"{name}-{game}-{seed}"
-                settings = {**GAMES[game], **numbers, "budget": arguments.budget, "seed": seed, "verbose": False}
+                settings = {**GAMES[game], **options, "budget": arguments.budget, "seed": seed, "verbose": False}
                 model = triptych.fit("gan", data, out=out, resume=out.is_dir(), **settings)
                 seconds.append(json.loads((out / "summary.json").read_text())["seconds"])
                 n, share = modes_found(triptych.sample(model, N_SAMPLES, seed=1000 + seed), truth)

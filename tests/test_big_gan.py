@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from players import SIZES, check_players, data_of, shake
+from players import data_of, shake
 from torch import Tensor, nn
 
 import triptych
@@ -27,13 +27,6 @@ def model_of(space: ImageSpace, n_classes: int = 0, *, shaken: bool = False, **o
     if shaken:  # so that attention, which starts at zero, says something
         shake(model)
     return model
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("n_classes", [0, 3])
-def test_any_size_is_drawn_and_judged_and_every_parameter_learns(size: tuple[int, int], n_classes: int) -> None:
-    space = ImageSpace(3, *size, 256)
-    check_players(model_of(space, n_classes, shaken=True, hidden=4), space)
 
 
 def test_gains_and_biases_of_the_batch_statistics_are_the_conditions() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from players import SIZES, check_players, data_of, shake
+from players import data_of, shake
 from torch import Tensor, nn
 
 import triptych
@@ -26,13 +26,6 @@ def model_of(space: ImageSpace, n_classes: int = 0, *, shaken: bool = False, **o
     if shaken:  # so that the branches, which start at zero, say something
         shake(model)
     return model
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("n_classes", [0, 3])
-def test_any_size_is_drawn_and_judged_and_every_parameter_learns(size: tuple[int, int], n_classes: int) -> None:
-    space = ImageSpace(3, *size, 256)
-    check_players(model_of(space, n_classes, shaken=True, hidden=4), space)
 
 
 def test_a_block_is_an_inverted_grouped_bottleneck_that_starts_as_the_identity() -> None:

@@ -29,7 +29,7 @@ from triptych.drawing import (
     draw_images,
     read_labels,
 )
-from triptych.errors import InputError, nearest_name
+from triptych.errors import InputError, TrainingInterrupted, nearest_name
 from triptych.evaluation.evaluate import Evaluation
 from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.likelihood import evaluate_likelihood
@@ -205,6 +205,41 @@ def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
             f"The data at {source['source']!r} is no longer what {run} was trained on; give the data itself."
         )
     return data
+
+
+def folder_of_several(out: str | Path | None, wanted: Path, *, resume: bool, what: str) -> Path:
+    """Where several trainings go that belong together: `out`, or the first free of `wanted`, `wanted-2`, ...
+
+    Arguments:
+        resume: Whether they go on in `out`.
+        what: What they are, for the message: 'comparison'.
+    Raises:
+        InputError: If `out` is taken, or not given where they are to go on.
+    """
+    if resume and out is None:
+        raise InputError(f"resume needs the folder of the {what}: give --out.")
+    folder = Path(out) if out is not None else free_folder(wanted)
+    if not resume and is_taken(folder):
+        raise InputError(f"{folder} is not empty; give another --out, or --resume to go on with it.")
+    return folder
+
+
+def fit_one_of_several(
+    model: str, data: Dataset, folder: Path, name: str, *, resume: bool, **settings: Any
+) -> GenerativeModel:
+    """Trains one of several models, in `folder / name`; if it was begun there and they are to go on, so does it.
+
+    Raises:
+        TrainingInterrupted: On Ctrl-C, with how to go on with all of them.
+        InputError, TrainingStopped: As of `fit`.
+    """
+    begun = resume and (folder / name / "config.json").is_file()
+    try:
+        return fit(model, data, out=folder / name, resume=begun, **settings)
+    except TrainingInterrupted:
+        raise TrainingInterrupted(
+            f"Interrupted; what is done is kept. Go on with the same command, --out {folder} and --resume."
+        ) from None
 
 
 def free_folder(wanted: Path) -> Path:

@@ -87,31 +87,26 @@ def compare(
     config = TrainConfig(**train)
     for name in names:  # Whatever would stop a later model stops the comparison now, before hours of training.
         api.create_model(name, data.space, n_classes=data.n_classes if conditional else 0, **options.get(name, {}))
-    if resume and out is None:
-        raise InputError("resume needs the folder of the comparison: give --out.")
-    folder = Path(out) if out is not None else api.free_folder(Path("runs") / f"compare-{data.name}")
-    if not resume and api.is_taken(folder):
-        raise InputError(f"{folder} is not empty; give another --out, or --resume to go on with it.")
+    wanted = Path("runs") / f"compare-{data.name}"
+    folder = api.folder_of_several(out, wanted, resume=resume, what="comparison")
     console = Console(quiet=not verbose)
     trained: dict[str, GenerativeModel] = {}
     stopped: dict[str, str] = {}
     for name in names:
-        begun = resume and (folder / name / "config.json").is_file()
         try:
-            trained[name] = api.fit(
+            trained[name] = api.fit_one_of_several(
                 name,
                 data,
-                out=folder / name,
-                resume=begun,
+                folder,
+                name,
+                resume=resume,
                 conditional=conditional,
                 verbose=verbose,
                 **config.to_dict(),
                 **options.get(name, {}),
             )
         except TrainingInterrupted:
-            raise TrainingInterrupted(
-                f"Interrupted; what is done is kept. Go on with the same command, --out {folder} and --resume."
-            ) from None
+            raise
         except TrainingStopped as stop:  # One model that diverges does not cost the others their row.
             stopped[name] = str(stop)
             console.print(f"{name} stopped: {stop}", markup=False, highlight=False, soft_wrap=True)

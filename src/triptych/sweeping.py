@@ -84,22 +84,26 @@ def sweep(
     for changed in combinations:  # Whatever would stop a later training stops the sweep now.
         _, options = api.split_settings(model, {**settings, **changed})
         api.create_model(model, data.space, n_classes=api.classes_of(data, conditional=conditional), **options)
-    if resume and out is None:
-        raise InputError("resume needs the folder of the sweep: give --out.")
-    folder = Path(out) if out is not None else api.free_folder(Path("runs") / f"sweep-{model}-{data.name}")
-    if not resume and api.is_taken(folder):
-        raise InputError(f"{folder} is not empty; give another --out, or --resume to go on with it.")
+    wanted = Path("runs") / f"sweep-{model}-{data.name}"
+    folder = api.folder_of_several(out, wanted, resume=resume, what="sweep")
     trials, measure = [], ""
     for changed in combinations:
         name = ",".join(f"{key}={value}" for key, value in changed.items()).replace("/", "_")
         run = folder / name
-        begun = resume and (run / "config.json").is_file()
         try:
-            api.fit(model, data, out=run, resume=begun, conditional=conditional, verbose=verbose, **settings, **changed)
+            api.fit_one_of_several(
+                model,
+                data,
+                folder,
+                name,
+                resume=resume,
+                conditional=conditional,
+                verbose=verbose,
+                **settings,
+                **changed,
+            )
         except TrainingInterrupted:
-            raise TrainingInterrupted(
-                f"Interrupted; what is done is kept. Go on with the same command, --out {folder} and --resume."
-            ) from None
+            raise
         except TrainingStopped as stop:
             trials.append(Trial(changed, name, None, (str(stop),)))
             continue

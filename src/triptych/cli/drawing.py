@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -15,9 +15,6 @@ from triptych.cli.words import (
     tell_notes,
 )
 from triptych.config import DataConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

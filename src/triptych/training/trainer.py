@@ -609,8 +609,9 @@ class Trainer:
         start = time.perf_counter()
         self._count_validations(progress)
         noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
+        model = self._drawing()
         with torch.no_grad(), self.fabric.autocast():
-            items = self._drawing().sample(watch.n_items, generator=noise).cpu().numpy()
+            items = model.sample(watch.n_items, generator=noise).cpu().numpy()
         look = watch.look(items, self.step, progress, self.latest)
         measured = {f"samples/{name}": getattr(look, name) for name in ("diversity", "coverage", "precision", "copies")}
         if look.copies is None:
@@ -761,15 +762,14 @@ class Trainer:
         self.start_time = time.perf_counter()
 
     def _finish(self, reason: EndReason) -> Summary:
-        self._averaged()
-        if self.best is not None:
+        if self.best is None:
+            self._drawing()
+        else:  # What a look chose had been made ready, too.
             self.ema.load_state_dict(self.best["state"])
-        if isinstance(self.ema, ImplicitDensity):
-            self.ema.settle(self.config.seed)
-            write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         if isinstance(self.ema, Completed):
             items, labels = self._training_items(self.ema.max_items)
             self.ema.complete(items, labels, generator=torch.Generator().manual_seed(self.config.seed))
+        if self.best is None or isinstance(self.ema, Completed):  # Else `_save` has written them.
             write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         # A game's choice is among the looks: `best` is of the last stage, which may be an encoder's.
         look = min(self.watch.looks, key=lambda look: look.distance) if self.watch and self.watch.looks else None
