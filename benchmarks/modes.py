@@ -22,11 +22,11 @@ from triptych.cli.words import parse_settings
 from triptych.data.points import POINT_SETS, GaussianMixture
 
 N_SAMPLES = 2500
-PLAIN: dict[str, Any] = {"penalty": "none", "pack": 1, "discriminator_rate": 3e-3, "generator_rate": 3e-3}
+PLAIN: dict[str, Any] = {"penalty": "none", "n_means": 1, "discriminator_rate": 3e-3, "generator_rate": 3e-3}
 GAMES: dict[str, dict[str, Any]] = {
     "default": {},
-    # Data judged one by one (but with the Fourier features that all discriminators of points have), no penalty unless
-    # it is named; rates as plain games bear them.
+    # A generator without means, no penalty unless it is named, rates as plain games bear them; but with the Fourier
+    # features that all discriminators of points have.
     "minimax": {"objective": "minimax", **PLAIN},
     "non_saturating": {"objective": "non_saturating", **PLAIN},
     "non_saturating+r1": {"objective": "non_saturating", **PLAIN, "penalty": "r1", "gamma": 0.1},

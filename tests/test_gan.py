@@ -305,6 +305,44 @@ def test_a_pack_is_judged_together_and_its_items_are_not_mixed_with_others() -> 
             GAN(space, **{"pack": 2, **options})  # type: ignore[arg-type]
 
 
+def test_signs_choose_where_a_point_starts_and_the_rest_moves_it_smoothly() -> None:
+    torch.manual_seed(0)
+    model = GAN(PointSpace(2), hidden=8, n_latents=5, n_means=8)
+    z = model.draw_latents(16_000, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for layer in model.generator.rest.modules():  # What is left is the mean alone.
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        points, counts = model.fake(z).unique(dim=0, return_counts=True)
+        torch.testing.assert_close(points, model.generator.means.unique(dim=0), rtol=0, atol=0)
+        assert (counts - 2000).abs().max() < 5 * math.sqrt(2000), "all equally likely"
+    model = GAN(PointSpace(2), hidden=8, n_latents=5, n_means=8)
+    with torch.no_grad():
+        start, end = torch.tensor([0.5, 0.5, 0.5, 1.0, -1.0]), torch.tensor([0.1, 2.0, 0.5, 0.5, 1.0])
+        path = torch.lerp(start, end, torch.linspace(0, 1, 1000)[:, None])
+        assert model.fake(path).diff(dim=0).norm(dim=1).max() < 0.01, "no sign changes, no jump"
+        path[500:, 1] *= -1
+        jumps = model.fake(path).diff(dim=0).norm(dim=1)
+        assert int(jumps.argmax()) == 499
+        assert jumps[499] > 0.1
+        assert jumps.sort().values[-2] < 0.01
+    model.loss(Batch(torch.randn(64, 2)), "generator").total.backward()
+    assert (model.generator.means.grad.abs().sum(1) > 0).all()
+
+
+def test_means_are_a_power_of_two_and_of_points() -> None:
+    assert GAN(PointSpace(2)).n_means == 256
+    assert GAN(PointSpace(2), n_latents=4).n_means == 4
+    assert GAN(PointSpace(3), n_means=1).n_means == 1
+    assert GAN(ImageSpace(1, 8, 8, 17), hidden=8).n_means == 1
+    for n_means in (0, 6, 2**17):
+        with pytest.raises(InputError, match="n_means"):
+            GAN(PointSpace(2), n_means=n_means)
+    with pytest.raises(InputError, match="only a generator of points has means"):
+        GAN(ImageSpace(1, 8, 8, 17), n_means=4)
+
+
 def test_points_are_seen_with_waves_of_fixed_directions_from_coarse_to_fine() -> None:
     torch.manual_seed(0)
     layer = FourierFeatures(3, 16)
@@ -315,7 +353,7 @@ def test_points_are_seen_with_waves_of_fixed_directions_from_coarse_to_fine() ->
     torch.testing.assert_close(seen[:, 3:19].square() + seen[:, 19:].square(), torch.ones(5, 16))
     frequencies = layer.waves.norm(dim=0)
     assert float(frequencies[0]) == pytest.approx(0.5)
-    assert float(frequencies[-1]) == pytest.approx(10)
+    assert float(frequencies[-1]) == pytest.approx(60)
     assert "waves" in layer.state_dict()
     assert not list(layer.parameters())
 

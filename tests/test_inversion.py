@@ -98,7 +98,7 @@ def test_an_item_alone_and_in_chunks_has_the_same_latent_in_bounded_memory() -> 
     y = torch.randn((7, 6), generator=seeded(3))
 
     def found(items: Tensor, max_rows: int) -> Inversion:
-        settings = InversionSettings(2, 40, max_rows=max_rows)
+        settings = InversionSettings(2, n_candidates=4, n_steps=40, max_rows=max_rows)
         return invert(linear, items, n_latents=3, settings=settings, generator=seeded())
 
     whole = found(y, 1024)
@@ -128,6 +128,30 @@ def test_the_best_of_several_starts_counts() -> None:
         many = InversionSettings(n_starts=12, learning_rate=0.05, prior="normal", prior_weight=0.0)
         best = invert(valleys, y, n_latents=1, settings=many, generator=seeded(seed))
         assert float(best.objective) == pytest.approx(ends[-2.0], abs=1e-3)
+
+
+def test_a_start_is_drawn_where_the_data_are_near() -> None:
+    """A generator of 16 islands, of which the signs of four latents choose one: gradients lead to none of them."""
+
+    def islands(z: Tensor, labels: Tensor | None) -> Tensor:
+        return torch.cat([10.0 * (z[:, :4] > 0), z[:, 4:]], 1)
+
+    z = torch.randn((40, 6), generator=seeded(1))
+    found = invert(islands, islands(z, None), n_latents=6, generator=seeded())
+    assert found.squared_error.max() < 0.01
+    assert torch.equal(found.z[:, :4] > 0, z[:, :4] > 0)
+    few = InversionSettings(n_starts=1, n_candidates=1)
+    assert invert(islands, islands(z, None), n_latents=6, settings=few, generator=seeded()).squared_error.max() > 50
+
+    def classes(z: Tensor, labels: Tensor | None) -> Tensor:
+        return islands(z, None) * (1 - 2 * labels[:, None])  # type: ignore[index]
+
+    labels = torch.arange(40) % 2
+    settings = InversionSettings(n_starts=1)
+    found = invert(classes, classes(z, labels), labels, n_latents=6, settings=settings, generator=seeded())
+    assert found.squared_error.max() < 0.01
+    with pytest.raises(InputError, match="n_candidates is 3"):
+        InversionSettings(n_candidates=3)
 
 
 def test_latents_keep_the_length_of_draws_where_the_generator_does_not_care() -> None:

@@ -47,7 +47,9 @@ class InversionSettings:
     """
 
     n_starts: int = 4
-    """Random latents from which each item is approached; the best answer counts."""
+    """Latents from which each item is approached; the best answer counts."""
+    n_candidates: int = 256
+    """Random latents, the same for all items, of which those are starts whose data are nearest to the item."""
     n_steps: int = 200
     """Steps of Adam."""
     learning_rate: float = 0.5
@@ -62,7 +64,11 @@ class InversionSettings:
     """Latents at once: starts times items."""
 
     def __post_init__(self) -> None:
-        check_counts(n_starts=self.n_starts, n_steps=self.n_steps, max_rows=self.max_rows)
+        check_counts(
+            n_starts=self.n_starts, n_candidates=self.n_candidates, n_steps=self.n_steps, max_rows=self.max_rows
+        )
+        if self.n_candidates < self.n_starts:
+            raise InputError(f"n_candidates is {self.n_candidates}; it must be at least n_starts, {self.n_starts}.")
         check_not_negative(learning_rate=self.learning_rate, prior_weight=self.prior_weight)
         if self.prior not in ("length", "normal"):
             raise InputError(f"prior is {self.prior!r}; it must be length or normal.")
@@ -91,37 +97,54 @@ def invert(
 ) -> Inversion:
     r"""The latents z whose data G(z) are nearest to y: argmin_z ||G(z) - y||^2 - w log p(z).
 
-    The starts are the same for all items, and Adam treats every coordinate by itself. So an item's answer does not
-    depend on which others it came with, but for rounding. No gradient leaves the function, and none reaches the
-    generator's parameters.
+    Starts are chosen among draws that are the same for all items, and Adam treats every coordinate by itself. So an
+    item's answer does not depend on which others it came with, but for rounding. A latent that the data do not change
+    with, or by jumps alone, stays as it was drawn. No gradient leaves the function, and
+    none reaches the generator's parameters.
 
     Arguments:
         generate: G. Runs in float32, autocast or not.
         y: Scaled data, (N, n_channels, ...).
         labels: int64, (N,), handed on to `generate` row by row; None for an unconditional one.
         n_latents: Size of z.
-        start: Where to begin, (N, n_latents), such as an encoder's answer; None for n_starts draws from the prior.
+        start: Where to begin, (N, n_latents), such as an encoder's answer; None for the n_starts draws from the prior
+            whose data are nearest.
         settings: None for the defaults.
         generator: Of the draws, on the device of y; None for PyTorch's own.
     Source:
         Creswell & Bharath 2018, arXiv:1611.05644, algorithm 1 and section III (the prior); the squared error: Lipton &
-        Tripathi 2017, arXiv:1702.04782, section 3. Differs: Adam with a falling rate; several starts; the prior of the
-        latent's length in the place of stochastic clipping.
+        Tripathi 2017, arXiv:1702.04782, section 3. Differs: Adam with a falling rate; several starts, from draws
+        whose data are near; the prior of the latent's length in the place of stochastic clipping.
     """
     settings = settings or InversionSettings()
-    if start is None:
-        starts = torch.randn((settings.n_starts, 1, n_latents), generator=generator, device=y.device)
-        starts = starts.expand(-1, len(y), -1)  # (n_starts, N, n_latents)
-    else:
-        starts = start.detach().float()[None]
-    size = max(1, settings.max_rows // len(starts))
     found = []
     with torch.autocast(y.device.type, enabled=False):
+        if start is None:
+            candidates = torch.randn((settings.n_candidates, n_latents), generator=generator, device=y.device)
+            starts = _nearest_starts(generate, y.float(), labels, candidates, settings.n_starts)
+        else:
+            starts = start.detach().float()[None]
+        size = max(1, settings.max_rows // len(starts))
         for first in range(0, max(len(y), 1), size):
             part = slice(first, first + size)
             own = None if labels is None else labels[part]
             found.append(_invert(generate, y[part].float(), own, starts[:, part], settings))
     return Inversion(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+@torch.no_grad()
+def _nearest_starts(
+    generate: ScaledGenerator, y: Tensor, labels: Tensor | None, candidates: Tensor, n_starts: int
+) -> Tensor:
+    """Of latents (K, n_latents), those whose data with an item's label are nearest to it: (n_starts, N, n_latents)."""
+    nearest = torch.empty(len(y), n_starts, dtype=torch.int64, device=y.device)
+    classes = [None] if labels is None else list(labels.unique())
+    for label in classes:
+        own = None if label is None else label.expand(len(candidates))
+        drawn = generate(candidates, own).float().flatten(1)
+        rows = slice(None) if labels is None else labels == label
+        nearest[rows] = torch.cdist(y[rows].flatten(1), drawn).topk(n_starts, largest=False).indices
+    return candidates[nearest].transpose(0, 1)
 
 
 def _invert(
@@ -132,23 +155,27 @@ def _invert(
     target = y.repeat(n_starts, *(1,) * (y.ndim - 1))  # row s * N + i is item i from start s
     own = None if labels is None else labels.repeat(n_starts)
 
-    def errors(z: Tensor) -> tuple[Tensor, Tensor]:
-        squared_error = (generate(z, own).float() - target).square().flatten(1).sum(1)
-        return squared_error, squared_error + settings.prior_weight * _negative_log_prior(z, settings.prior)
+    def errors(z: Tensor) -> Tensor:
+        return (generate(z, own).float() - target).square().flatten(1).sum(1)
 
     z = starts.reshape(n_starts * n, n_latents)
     mean, square = torch.zeros_like(z), torch.zeros_like(z)  # of the gradient
     for step in range(settings.n_steps):
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(errors(z)[1].sum(), z)
+            (gradient,) = torch.autograd.grad(errors(z).sum(), z)
+            (prior,) = torch.autograd.grad(_negative_log_prior(z, settings.prior).sum(), z)
+        # A latent whose sign alone counts has no gradient; the prior would take it to where its sign is chance.
+        gradient = torch.where(gradient == 0, 0.0, gradient + settings.prior_weight * prior)
         rate = settings.learning_rate * (1 + math.cos(math.pi * step / settings.n_steps)) / 2
         z = _adam_step(z.detach(), gradient, mean, square, step, rate)
         if settings.prior == "length":
             z = of_usual_length(z)
     z = z.detach()
     with torch.no_grad():
-        squared_error, objective = (value.reshape(n_starts, n) for value in errors(z))
+        squared_error = errors(z).reshape(n_starts, n)
+        prior = _negative_log_prior(z, settings.prior).reshape(n_starts, n)
+    objective = squared_error + settings.prior_weight * prior
     best = objective.nan_to_num(math.inf).argmin(0)  # (N,)
     item = torch.arange(n, device=y.device)
     return Inversion(z.reshape(n_starts, n, n_latents)[best, item], squared_error[best, item], objective[best, item])

@@ -9,6 +9,10 @@ References:
     Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains, Tancik et al. 2020,
         arXiv:2006.10739.
     PacGAN: The power of two samples in generative adversarial networks, Lin et al. 2018, arXiv:1712.04086.
+    DeLiGAN: Generative Adversarial Networks for Diverse and Limited Data, Gurumurthy, Sarvadevabhatla & Babu 2017,
+        arXiv:1706.02071.
+    Disconnected Manifold Learning for Generative Adversarial Networks, Khayatkhoei, Elgammal & Singh 2018,
+        arXiv:1806.00880.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ def player_of(network: PlayerName, space: Space) -> PlayerName:
     return network
 
 
-def generator_network(network: PlayerName, space: Space, n_in: int, n_channels: int, hidden: int) -> nn.Module:
+def generator_network(
+    network: PlayerName, space: Space, n_in: int, n_channels: int, hidden: int, n_means: int = 1
+) -> nn.Module:
     """A network from (N, n_in) to scaled data, (N, n_channels, ...).
 
     Arguments:
@@ -55,9 +61,10 @@ def generator_network(network: PlayerName, space: Space, n_in: int, n_channels: 
         n_channels: Channels of scaled images, or coordinates of points.
         hidden: Channels of the convolutions at half the image's size (doubled at smaller ones, four-fold at most), or
             units a layer.
+        n_means: Of `MeansGenerator`, for points; 1 for the perceptron alone.
     """
     if isinstance(space, PointSpace):
-        return mlp(n_in, hidden, 3, n_channels)
+        return mlp(n_in, hidden, 3, n_channels) if n_means == 1 else MeansGenerator(n_in, hidden, n_channels, n_means)
     if network == "mlp":
         return _PerceptronGenerator(space, n_in, n_channels, hidden)
     sizes = _sizes(space)
@@ -142,7 +149,7 @@ class FourierFeatures(nn.Module):
 
     Arguments:
         dim: Dimensions of a point.
-        n_waves: Number of frequencies, spread evenly in their logarithm between 0.5 and 10 radians per unit.
+        n_waves: Number of frequencies, spread evenly in their logarithm between 0.5 and 60 radians per unit.
     Source:
         Tancik et al. 2020, arXiv:2006.10739, eq. 5. Differs in the choice of frequencies.
     """
@@ -153,13 +160,42 @@ class FourierFeatures(nn.Module):
         super().__init__()
         self.n_out = dim + 2 * n_waves
         directions = F.normalize(torch.randn(dim, n_waves), dim=0)
-        frequencies = torch.logspace(math.log10(0.5), 1, n_waves)
+        frequencies = torch.logspace(math.log10(0.5), math.log10(60), n_waves)
         self.register_buffer("waves", directions * frequencies)
 
     def forward(self, y: Tensor) -> Tensor:
-        with torch.autocast(y.device.type, enabled=False):  # Tens of radians need more than 8 bits.
+        with torch.autocast(y.device.type, enabled=False):  # Hundreds of radians need more than 8 bits.
             phases = y.float() @ self.waves
         return torch.cat([y, phases.sin(), phases.cos()], dim=1)
+
+
+class MeansGenerator(nn.Module):
+    """A generator of points that can jump: (N, n_in) -> (N, dim).
+
+    The signs of the first log2(n_means) inputs choose one of the means, which are learnt. The point is that mean plus
+    what a perceptron makes of it and of all other inputs. A perceptron alone is continuous: where the data have gaps it
+    draws threads across them, and where it starts in one place it may never reach all modes.
+
+    Arguments:
+        n_in: Standard normal latents, and a condition after them.
+        n_means: A power of two, at least 2.
+    Source:
+        A mixture of learnt Gaussians for z: Gurumurthy et al. 2017, arXiv:1706.02071, section 3; a discrete latent for
+        data that are not connected: Khayatkhoei et al. 2018, arXiv:1806.00880, section 3. Differs: the means are points
+        of the data's space, all equally likely, and the choice is a part of z.
+    """
+
+    def __init__(self, n_in: int, hidden: int, dim: int, n_means: int) -> None:
+        super().__init__()
+        self.n_signs = n_means.bit_length() - 1
+        self.means = nn.Parameter(torch.randn(n_means, dim))
+        self.rest = mlp(n_in - self.n_signs + dim, hidden, 3, dim)
+
+    def forward(self, z: Tensor) -> Tensor:
+        place = 2 ** torch.arange(self.n_signs, device=z.device)
+        chosen = ((z[:, : self.n_signs] > 0) * place).sum(1)  # (N,)
+        mean = F.embedding(chosen, self.means)
+        return mean + self.rest(torch.cat([mean, z[:, self.n_signs :]], 1))
 
 
 def has_batch_norm(network: nn.Module) -> bool:

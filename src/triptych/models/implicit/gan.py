@@ -54,8 +54,8 @@ class GAN(AdversarialModel):
             where the batch's normalisation makes the logits of all items depend on each.
         gamma: Its weight.
         gamma_end: Where gamma falls to over the training; by default it stays, but for points with 'r1_r2'.
-        pack: Data that the discriminator judges together, so that it sees their variety. By default 4 for points, else
-            1. Labels then need conditioning='concatenation'.
+        pack: Data that the discriminator judges together, so that it sees their variety. Labels then need
+            conditioning='concatenation'.
         clip_weights: Largest weight of the discriminator, as in the first Wasserstein GAN (0.01 there); 0 for no limit.
         critic_steps: Discriminator steps, a fresh batch each, to one generator step.
         network: 'mlp', 'residual' or 'dcgan' (strided convolutions, batch normalisation); 'auto' takes residual
@@ -65,6 +65,9 @@ class GAN(AdversarialModel):
         conditioning: How the discriminator sees labels: by a 'projection' of its features, by 'concatenation' to the
             data, or not at all, but with an 'auxiliary' classifier. The generator has them beside its latent.
         n_latents: Size of z.
+        n_means: For points: learnt means, one of which the signs of the first log2(n_means) latents choose for the
+            generator to start from, so that it can jump; a power of two. By default 256 for points (fewer
+            for fewer than 10 latents); 1 for none.
         hidden: Channels of the convolutions at half the image's size (doubled at smaller ones, four-fold at most), or
             units a layer of a perceptron.
         augment: Changes to what the discriminator sees: 'diff' (colour, translation, cutout), 'adaptive' (the same,
@@ -94,13 +97,14 @@ class GAN(AdversarialModel):
         penalty: PenaltyName | None = None,
         gamma: float | None = None,
         gamma_end: float | None = None,
-        pack: int | None = None,
+        pack: int = 1,
         clip_weights: float = 0.0,
         critic_steps: int = 1,
         network: PlayerName = "auto",
         spectral_norm: bool = False,
         conditioning: Conditioning = "projection",
         n_latents: int | None = None,
+        n_means: int | None = None,
         hidden: int | None = None,
         augment: AugmentName = "none",
         discriminator_rate: float | None = None,
@@ -114,9 +118,9 @@ class GAN(AdversarialModel):
             objective = "relativistic" if is_point else "non_saturating"
         if penalty is None:
             penalty = "none" if network == "dcgan" else "r1_r2" if is_point else "r1"
-        if pack is None:
-            pack = 4 if is_point and encoder != "bigan" and (not n_classes or conditioning == "concatenation") else 1
         self.n_latents = n_latents if n_latents is not None else 8 * space.n_dims if is_point else 64
+        if n_means is None:  # Beside the signs, at least two latents for the shape of a mode.
+            n_means = min(256, 2 ** max(self.n_latents - 2, 0)) if is_point else 1
         if hidden is None:
             is_small = space.n_dims < 256 or network == "dcgan"
             hidden = 128 if is_point else 256 if network == "mlp" else 32 if is_small else 16
@@ -126,10 +130,16 @@ class GAN(AdversarialModel):
         if gamma_end is None:
             gamma_end = gamma / 100 if is_point and penalty == "r1_r2" else gamma
         # 400 steps of 'dcgan' on the digits: the paper's 2e-4 had learnt nothing, 1e-3 as much as 2e-3.
-        rate = 8e-3 if is_point else 1e-3 if network == "dcgan" else 2e-3
+        rate = 4e-3 if is_point else 1e-3 if network == "dcgan" else 2e-3
         discriminator_rate = rate if discriminator_rate is None else discriminator_rate
         generator_rate = rate if generator_rate is None else generator_rate
-        check_counts(n_latents=self.n_latents, hidden=hidden, pack=pack)
+        check_counts(n_latents=self.n_latents, n_means=n_means, hidden=hidden, pack=pack)
+        if n_means > 1 and not is_point:
+            raise InputError(f"n_means is {n_means}; only a generator of points has means: leave it out.")
+        if n_means.bit_count() != 1 or n_means > 2**self.n_latents:
+            raise InputError(
+                f"n_means is {n_means}; it must be a power of two, at most 2^n_latents (n_latents is {self.n_latents})."
+            )
         if conditioning not in ("projection", "concatenation", "auxiliary"):
             raise InputError(f"conditioning is {conditioning!r}; it must be projection, concatenation or auxiliary.")
         if encoder not in ("none", "after", "bigan"):
@@ -153,13 +163,13 @@ class GAN(AdversarialModel):
         )
         self.objective, self.penalty, self.gamma, self.clip_weights = objective, penalty, gamma, clip_weights
         self.critic_steps, self.network, self.conditioning, self.hidden = critic_steps, network, conditioning, hidden
-        self.gamma_end, self.pack = gamma_end, pack
+        self.gamma_end, self.pack, self.n_means = gamma_end, pack, n_means
         self.discriminator_rate, self.generator_rate = discriminator_rate, generator_rate
         self.spectral_norm, self.augment = spectral_norm, augment
         self.augmentation = augmentation_of(augment, space)
 
         n_channels = self.scale.n_channels
-        self.generator = generator_network(network, space, self.n_latents + n_classes, n_channels, hidden)
+        self.generator = generator_network(network, space, self.n_latents + n_classes, n_channels, hidden, n_means)
         self.waves = FourierFeatures(n_channels) if is_point else None
         n_seen = n_channels if self.waves is None else self.waves.n_out
         n_seen = pack * (n_seen + (n_classes if conditioning == "concatenation" else 0))
