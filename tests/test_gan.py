@@ -377,3 +377,11 @@ def test_r1_and_r2_are_of_the_data_before_what_hides_them(monkeypatch: pytest.Mo
     assert penalties(1) == pytest.approx((32, 32))
     assert penalties(0.5) == pytest.approx((8, 8))
     assert penalties(0) == pytest.approx((0, 0), abs=1e-6), "what is hidden has no gradient"
+
+
+def test_the_network_is_chosen_by_the_space() -> None:
+    assert [GAN(space).network for space in (PointSpace(2), ImageSpace(1, 8, 8, 17), ImageSpace(1, 16, 16, 256))] == [
+        "mlp",
+        "residual",
+        "dcgan",
+    ]
