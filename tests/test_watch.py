@@ -15,6 +15,7 @@ from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset, Split
 from triptych.data.load import load_data
 from triptych.errors import TrainingStopped
+from triptych.models.implicit.pix2pix import Pix2Pix
 from triptych.models.registry import create_model
 from triptych.spaces import ImageSpace
 from triptych.training.files import read_checkpoint
@@ -178,6 +179,22 @@ class TestInTheTrainer:
         items = run.ema.sample(run.n_validation_items, generator=noise).numpy()
         assert run.watch is not None
         assert run.watch.look(items, 99, 1.0, {}).distance == pytest.approx(summary.best_distance, rel=1e-6)
+
+    @pytest.mark.parametrize("n_classes", [0, 10])
+    def test_translations_are_laid_beside_the_images_whose_parts_are_given(
+        self, digits: Dataset, tmp_path: Path, n_classes: int
+    ) -> None:
+        model = create_model("pix2pix", digits.space, n_classes=n_classes, hidden=8, given="top")
+        run = Trainer(model, digits, TrainConfig(budget="12steps", validations=3), tmp_path)
+        summary = run.fit()
+        assert isinstance(run.ema, Pix2Pix)
+        assert run.watch is not None
+        x, y = torch.from_numpy(run.watch.items), torch.from_numpy(run.watch.labels)
+        noise = torch.Generator().manual_seed(run.config.seed)
+        drawn = run.ema.translate(x, labels=y if n_classes else None, generator=noise).numpy()
+        assert (drawn[:, :, :4] == run.watch.items[:, :, :4]).all()
+        assert run.watch.look(drawn, 99, 1.0, {}).distance == pytest.approx(summary.best_distance, rel=1e-6)
+        assert summary.best_step in [look.step for look in run.watch.looks]
 
     def test_an_encoder_after_the_game_leaves_its_choice(self, ring: Dataset, tmp_path: Path) -> None:
         run = trainer(ring, tmp_path, {"encoder": "after"}, budget="40steps")

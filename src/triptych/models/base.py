@@ -345,7 +345,19 @@ class Completed(ABC):
         """The most training items to be handed over; the trainer draws a subset beyond."""
 
 
-class ImplicitDensity(LatentModel):
+class Watched(ABC):
+    """A model without a likelihood, whose samples are laid beside validation items while it is trained."""
+
+    @abstractmethod
+    def drawn_beside(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> Tensor:
+        """As many samples as there are validation items x, (N, *space.shape), like them.
+
+        Arguments:
+            labels: Classes of x, int64, (N,); None for an unconditional model.
+        """
+
+
+class ImplicitDensity(LatentModel, Watched):
     """Knows no likelihood at all: it turns a latent, a draw from a standard normal, into a sample.
 
     The way back is an optimisation over z, or a recognition network where the model has one.
@@ -361,6 +373,10 @@ class ImplicitDensity(LatentModel):
         super().__init__(space, n_classes)
         self.inversion = InversionSettings()
         self.recognition = None
+
+    def drawn_beside(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> Tensor:
+        """Samples that know nothing of x, of any classes."""
+        return self.sample(len(x), generator=generator)
 
     def settle(self, seed: int) -> None:
         """Fits to averaged weights what averaging leaves behind, as running statistics; by default nothing."""

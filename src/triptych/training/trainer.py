@@ -39,6 +39,7 @@ from triptych.models.base import (
     ImplicitDensity,
     Phase,
     TractableDensity,
+    Watched,
 )
 from triptych.spaces import PointSpace
 from triptych.training.files import Records, read_checkpoint, write_checkpoint, write_weights
@@ -194,7 +195,7 @@ class Trainer:
         self.ended: EndReason | None = None
         """Why the run that is resumed had already ended, if it had."""
         self.n_validation_items = min(config.validation_items, len(dataset.valid))
-        is_watched = isinstance(model, ImplicitDensity) and config.validations > 0
+        is_watched = isinstance(model, Watched) and config.validations > 0
         is_watched = is_watched and Watch.fits(dataset, self.n_validation_items)
         self.watch = Watch(dataset, self.n_validation_items, config.seed) if is_watched else None
         self.latest: dict[str, float] = {}
@@ -610,8 +611,10 @@ class Trainer:
         self._count_validations(progress)
         noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
         model = self._drawing()
+        assert isinstance(model, Watched)
+        x, y = self._on_device(watch.items, watch.labels)
         with torch.no_grad(), self.fabric.autocast():
-            items = model.sample(watch.n_items, generator=noise).cpu().numpy()
+            items = model.drawn_beside(x, y, generator=noise).cpu().numpy()
         look = watch.look(items, self.step, progress, self.latest)
         measured = {f"samples/{name}": getattr(look, name) for name in ("diversity", "coverage", "precision", "copies")}
         if look.copies is None:
@@ -659,6 +662,11 @@ class Trainer:
         unit = "nats_per_image" if self.ema.measure == "discrete" else "nats_per_point"
         records.append({**self._where(), f"valid/nll_{unit}": nll})
 
+    def _on_device(self, items: np.ndarray, labels: np.ndarray | None) -> tuple[Tensor, Tensor | None]:
+        """Items and, where the model is conditional, their classes."""
+        x = torch.from_numpy(items).to(self.fabric.device)
+        return x, None if labels is None or not self.model.n_classes else torch.from_numpy(labels).to(x.device)
+
     @torch.no_grad()
     def validation_nll(self, model: GenerativeModel) -> float:
         """Mean negative log-likelihood, or negative bound, of the validation items, in nats per item.
@@ -672,8 +680,7 @@ class Trainer:
         total = 0.0
         for start in range(0, len(chosen), 256):
             items, labels = split.read(chosen[start : start + 256])
-            x = torch.from_numpy(items).to(self.fabric.device)
-            y = torch.from_numpy(labels).to(self.fabric.device) if labels is not None and model.n_classes else None
+            x, y = self._on_device(items, labels)
             with self.fabric.autocast():
                 if isinstance(model, ApproximateDensity):
                     if model.n_importance == 1:  # The ELBO, which may have its KL in closed form.

@@ -155,9 +155,10 @@ class Watch:
             return np.sort(rng.permutation(len(split))[:most])
 
         chosen = some(dataset.valid, n_items)
-        held_out, _ = dataset.valid.read(chosen)
+        held_out, self.labels = dataset.valid.read(chosen)
         train, _ = dataset.train.read(some(dataset.train, len(held_out)))
-        self.n_items = len(held_out)
+        self.items = held_out
+        """What samples are laid beside, (N, *space.shape)."""
         self.name = "mmd" if isinstance(self.space, PointSpace) else "fd_random"
         self._extractor: FeatureExtractor = (
             Coordinates(self.space) if isinstance(self.space, PointSpace) else RandomConvFeatures(self.space)

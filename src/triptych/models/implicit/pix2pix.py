@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from triptych.errors import InputError
 from triptych.models.adversarial import Rules, hide_levels
-from triptych.models.base import Batch, GenerativeModel, Loss, Phase
+from triptych.models.base import Batch, GenerativeModel, Loss, Phase, Watched
 from triptych.nn.adversarial import resize, squash
 from triptych.nn.blocks import ResidualBlock, Scale, pyramid, pyramid_widths, with_condition
 from triptych.nn.options import check_counts, check_not_negative
@@ -229,7 +229,7 @@ def spread_l1(y: Tensor, first: Tensor, second: Tensor, spread_weight: float) ->
     return l1 - spread_weight * spread, l1, spread
 
 
-class Pix2Pix(GenerativeModel):
+class Pix2Pix(GenerativeModel, Watched):
     """From part of an image to the whole: edges, grey, the upper half, or one of two images side by side.
 
     Its data are whole images, of which it takes the given part itself. A sample does not come from a latent alone, but
@@ -370,6 +370,10 @@ class Pix2Pix(GenerativeModel):
         chances = torch.where(fits.any(1, keepdim=True), fits, True).float()
         places = torch.multinomial(chances, 1, generator=generator).squeeze(1) if n else chances.new_empty(0).long()
         return self.translate(self.seen[places], labels=labels, generator=generator)
+
+    def drawn_beside(self, x: Tensor, labels: Tensor | None, *, generator: Generator) -> Tensor:
+        """Answers to the given parts of x."""
+        return self.translate(x, labels=labels, generator=generator)
 
     # ---- the game
 
