@@ -67,6 +67,10 @@ class TestDiagnosis:
         assert troubles(course({"distance": 0.9})) == []
         assert troubles(course({"distance": 0.9}, {"distance": 0.2})) == []
 
+    def test_a_distance_that_was_once_0_by_chance_is_not_lost_at_the_next_look(self) -> None:
+        assert troubles(course({"distance": 0.0}, {"distance": 0.002}, {"distance": 0.01})) == []
+        assert troubles(course({"distance": 0.0}, {"distance": 0.5}, {"distance": 0.6})) == ["divergence"]
+
     def test_a_generator_that_has_learnt_nothing_yet_has_not_diverged(self) -> None:
         looks = [replace(HEALTHY, step=i, distance=d) for i, d in enumerate((1.0, 0.8, 5.0, 6.0))]
         assert troubles(looks) == []

@@ -34,7 +34,9 @@ MISSING_COVERAGE = 0.5
 """Share of the data with a sample in their neighbourhood, over what as many data would have, that means missing modes,
 where the samples are otherwise near the data."""
 DIVERGED = 4.0
-"""Distance over the best so far that counts as lost."""
+"""Distance over the best so far that counts as lost, if it is also ..."""
+UNLEARNT = 0.05
+"""... this share of the first look's. A best distance can be 0, and all others lie above it."""
 WON_BOUND = 0.95 * math.log(2)
 """Nats of the Jensen-Shannon divergence, at most log 2, that the discriminator can prove."""
 COPYING = 0.2
@@ -87,7 +89,8 @@ def diagnose(looks: Sequence[Look]) -> list[Finding]:
     now = looks[-1]
     best = min(looks, key=lambda look: look.distance)
     found = []
-    lost = [look.distance > DIVERGED * best.distance for look in looks[-2:]]
+    lost_at = max(DIVERGED * best.distance, UNLEARNT * looks[0].distance)
+    lost = [look.distance > lost_at for look in looks[-2:]]
     # What the first looks see is an untrained generator; only who had learnt something can lose it.
     if len(looks) > 2 and all(lost) and best.distance < 0.5 * looks[0].distance:
         found.append(
