@@ -99,8 +99,8 @@ def invert(
 
     Starts are chosen among draws that are the same for all items, and Adam treats every coordinate by itself. So an
     item's answer does not depend on which others it came with, but for rounding. A latent that the data do not change
-    with, or by jumps alone, stays as it was drawn. No gradient leaves the function, and
-    none reaches the generator's parameters.
+    with, or by jumps alone, stays as it was drawn. No gradient leaves the function, and none reaches the generator's
+    parameters.
 
     Arguments:
         generate: G. Runs in float32, autocast or not.

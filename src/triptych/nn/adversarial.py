@@ -41,8 +41,8 @@ WEIGHTED = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
 def player_of(network: PlayerName, space: Space) -> PlayerName:
     """The network that 'auto' stands for: a perceptron for points, DCGAN's convolutions for images.
 
-    Images of fewer than 256 sub-pixels have residual ones. Batch normalisation makes a game go fast, and such images
-    are done before that helps: on the digits DCGAN is at its best after a third of a minute, and worse than they are.
+    Images of fewer than 256 sub-pixels have residual ones: on the digits they come nearer to the data in a minute, and
+    DCGAN is past its best after twenty seconds.
 
     Raises:
         InputError: If points are to be convolved.
