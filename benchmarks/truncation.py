@@ -62,8 +62,12 @@ def main() -> None:
     right.plot(range(len(names)), distances, "o-")
     right.set_xticks(range(len(names)), names)
     right.set(xlabel="truncation", ylabel="FD", yscale="log", title="Fréchet distance to held-out images")
+    left.margins(0.15)
+    last = -1.0
     for x, y, name in zip(recalls, precisions, names, strict=True):
-        left.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points")
+        if abs(x - last) > 0.02:  # Names of points that lie on each other cannot be read.
+            left.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points")
+            last = x
     figure.savefig(arguments.out, dpi=120)
     print(f"\nplot -> {arguments.out}")
 
