@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from players import data_of
 from torch import Tensor, nn
 
 import triptych
-from triptych.data.dataset import Dataset
+from triptych.data.dataset import Dataset, Split
 from triptych.errors import InputError
 from triptych.models.adversarial import Rules, Verdict, gamma_for
 from triptych.models.base import Batch
@@ -242,10 +242,10 @@ def test_gamma_falls_over_the_burn_in() -> None:
     weights = [rules.gamma_at(progress) for progress in (0.0, 0.125, 0.25, 0.5, 0.75, 1.0)]
     assert weights == pytest.approx([2, 1.5 + math.sqrt(2) / 4, 1.5, 1, 1, 1])
     assert Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3).gamma_at(0.7) == 2
-    rules = replace(rules, gamma_end=0.02, gamma_path="geometric")
+    rules = dataclasses.replace(rules, gamma_end=0.02, gamma_path="geometric")
     assert [rules.gamma_at(progress) for progress in (0.0, 0.25, 0.5, 1.0)] == pytest.approx([2, 0.2, 0.02, 0.02])
     with pytest.raises(InputError, match="both are 0 or neither"):
-        replace(rules, gamma_end=0.0)
+        dataclasses.replace(rules, gamma_end=0.0)
     with pytest.raises(InputError, match="burn_in is 0"):
         Rules("hinge", 1, "r1", 2.0, 1e-3, 1e-3, burn_in=0.0)
 
@@ -385,3 +385,23 @@ def test_the_network_is_chosen_by_the_space() -> None:
         "residual",
         "dcgan",
     ]
+
+
+@pytest.mark.parametrize("name", ["gan", "r3_gan", "big_gan"])
+def test_few_images_are_augmented_unless_the_user_says_otherwise(name: str, tmp_path: Path) -> None:
+    digits = triptych.load_data("digits")
+
+    def augment_of(n: int, **options: str) -> str:
+        data = dataclasses.replace(digits, train=Split(*digits.train.read(slice(0, n))))
+        out = tmp_path / f"{n}-{'-'.join(options)}"
+        model = triptych.fit(name, data, out=out, budget="1steps", hidden=4, validations=0, verbose=False, **options)
+        assert triptych.load(out).augment == model.augment, "it is in the run's configuration"
+        return str(model.augment)
+
+    assert augment_of(999) == "adaptive"
+    assert augment_of(1000) == "none"
+    assert augment_of(500, augment="none") == "none"
+
+
+def test_few_points_are_not_augmented() -> None:
+    assert GAN.defaults_for(PointSpace(2), 10) == {}

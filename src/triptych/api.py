@@ -98,7 +98,7 @@ def fit(
         conditional: Condition the model on the data's class labels.
         verbose: Show the estimate of time and memory, and the progress.
         settings: Training settings (the fields of `triptych.config.TrainConfig`: `budget`, `seed`, `batch_size`, ...)
-            and the model's own options, by name.
+            and the model's own options, by name; the model's `defaults_for` the number of items where none is given.
     Returns:
         The trained model, in evaluation mode on the CPU: the averaged weights, those that scored best on the
         validation split where the model has a likelihood.
@@ -118,6 +118,7 @@ def fit(
     # Weights are drawn from the global generator, which is the caller's own outside.
     with torch.random.fork_rng():
         torch.manual_seed(train.seed)
+        options = {**model_class(model).defaults_for(data.space, len(data.train)), **options}
         network = create_model(model, data.space, n_classes=n_classes, **options)
         trainer = Trainer(network, data, train, folder, console)
         config = run_config(model, resolved_options(model, network), n_classes, data, train)

@@ -12,7 +12,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ PenaltyName = Literal["none", "r1", "r2", "r1_r2", "gradient"]
 
 FINEST_NOISE = 1 / 8  # Width of the dequantisation noise at most, where data runs from -1 to 1.
 HAVE_ZERO = ("minimax", "non_saturating", "hinge")  # Objectives whose logits are positive for what is judged real.
+FEW_IMAGES = 1000  # Fewer are augmented by default.
 N_SETTLING = 2  # Batches of `MAX_DRAWN` that the running statistics of a batch normalisation are taken of.
 
 
@@ -142,6 +143,12 @@ class AdversarialModel(ImplicitDensity):
         self.augmentation: Augmentation | None = None
         self.encoder: EncoderName = "none"
         """How `recognition`, which a final class makes, is learnt: 'after' the game, or in it ('bigan')."""
+
+    @classmethod
+    def defaults_for(cls, space: Space, n_items: int) -> dict[str, Any]:
+        """Few images are augmented as soon as the discriminator knows them by heart (Karras et al. 2020,
+        arXiv:2006.06676). On 500 of MNIST it won every game without."""
+        return {"augment": "adaptive"} if isinstance(space, ImageSpace) and n_items < FEW_IMAGES else {}
 
     @abstractmethod
     def fake(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

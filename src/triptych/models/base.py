@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +152,11 @@ class GenerativeModel(nn.Module, ABC):
         Raises:
             InputError: If labels are given to an unconditional model, or are out of range or of another length.
         """
+
+    @classmethod
+    def defaults_for(cls, space: Space, n_items: int) -> dict[str, Any]:
+        """Defaults of options that depend on the number of training items, by name; `triptych.fit` knows it."""
+        return {}
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
