@@ -251,7 +251,7 @@ def test_gamma_falls_over_the_burn_in() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"network": "dcgan"}, {"spectral_norm": True, "penalty": "none", "augment": "diff"}]
+    "options", [{"network": "dcgan", "augment": "none"}, {"spectral_norm": True, "penalty": "none", "augment": "diff"}]
 )
 def test_a_short_training_moves_the_weights_and_leaves_them_finite(
     options: dict[str, bool | str], tiny: Dataset, tmp_path: Path
