@@ -280,9 +280,11 @@ def test_score_is_typed(run: Path, tiny: Dataset, tmp_path: Path) -> None:
 
 def test_evaluate_runs(run: Path, tiny: Dataset, tmp_path: Path) -> None:
     triptych.fit("vae", tiny, out=tmp_path / "vae", **QUICK, hidden=8)
-    table = triptych.evaluate([run, tmp_path / "vae"], tiny, n_importance=4, verbose=False).table
+    table = triptych.evaluate(
+        [run, tmp_path / "vae"], tiny, n_importance=4, extractors=["random"], discriminator=False, verbose=False
+    ).table
     rows = {row.name: row.measurements for row in table.rows}
-    assert list(rows) == ["pixel_cnn", "vae", "train vs held-out", "noise"]
+    assert list(rows) == ["pixel_cnn", "vae", "train vs held-out", "blurred", "copies of the training set", "noise"]
     assert rows["pixel_cnn"]["bits_per_dim"].kind == "exact"
     assert rows["vae"]["bits_per_dim"].kind == "lower bound"
     assert rows["pixel_cnn"]["bits_per_dim"].n == 37
@@ -297,7 +299,7 @@ def test_evaluate_runs(run: Path, tiny: Dataset, tmp_path: Path) -> None:
 def test_compare_leaves_everything_and_resumes(tiny: Dataset, tmp_path: Path) -> None:
     out, names = tmp_path / "all", ["pixel_cnn", "vae", "gan"]
     options = {"pixel_cnn": NET, "vae": {"hidden": 8}, "gan": {"hidden": 8}}
-    settings: dict[str, Any] = {**QUICK, "n_importance": 2, "options": options}
+    settings: dict[str, Any] = {**QUICK, "n_importance": 2, "discriminator": False, "options": options}
     result = triptych.compare(tiny, names, out=out, **settings)
     assert {path.name for path in out.iterdir()} == {*names, "table.json", "table.csv", "report.html"}
     assert list(result.models) == names
@@ -322,9 +324,17 @@ def test_one_model_that_diverges_does_not_cost_the_others_their_row(tiny: Datase
     wild: dict[str, Any] = {**QUICK, "learning_rate": 1e38, "warmup_steps": 0}
     options = {"gaussian_mixture": {"n_components": 2}}
     with pytest.raises(triptych.TrainingStopped, match=r"gan stopped; the others are in"):
-        triptych.compare(tiny, ["gan", "gaussian_mixture"], out=tmp_path / "all", options=options, **wild)
+        triptych.compare(
+            tiny, ["gan", "gaussian_mixture"], out=tmp_path / "all", options=options, discriminator=False, **wild
+        )
     table = json.loads((tmp_path / "all" / "table.json").read_text())
-    assert [row["name"] for row in table["rows"]] == ["gaussian_mixture", "train vs held-out", "noise"]
+    assert [row["name"] for row in table["rows"]] == [
+        "gaussian_mixture",
+        "train vs held-out",
+        "blurred",
+        "copies of the training set",
+        "noise",
+    ]
     assert "gan is missing" in (tmp_path / "all" / "report.html").read_text()
 
 
@@ -371,7 +381,9 @@ def test_other_splits_are_measured_with_a_word(tmp_path: Path) -> None:
     first, other = (triptych.load_data(tmp_path / "images.npy", seed=seed) for seed in (0, 1))
     triptych.fit("vae", first, out=tmp_path / "run", **QUICK, hidden=8)
     for data, told in ((first, False), (other, True)):
-        notes = triptych.evaluate([tmp_path / "run"], data, verbose=False).notes
+        notes = triptych.evaluate(
+            [tmp_path / "run"], data, extractors=["random"], discriminator=False, verbose=False
+        ).notes
         assert any("not the data set" in note for note in notes) == told
 
 
@@ -382,6 +394,7 @@ def test_compare_points(tiny_points: Dataset, tmp_path: Path) -> None:
         out=tmp_path / "all",
         conditional=True,
         n_importance=2,
+        discriminator=False,
         options={"gaussian_mixture": {"n_components": 2}},
         **QUICK,
     )

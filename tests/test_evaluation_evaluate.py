@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from triptych.data.dataset import Dataset, Split, point_space_of
 from triptych.errors import InputError
 from triptych.evaluation.evaluate import Evaluation, evaluate
-from triptych.evaluation.features import RandomConvFeatures
-from triptych.evaluation.results import Table
+from triptych.evaluation.features import ClassifierFeatures, RandomConvFeatures
+from triptych.evaluation.results import Table, TrainingCost
 from triptych.models.base import TractableDensity
 from triptych.models.registry import create_model
 from triptych.spaces import ImageSpace, PointSpace
@@ -106,7 +106,7 @@ class Bounded(UntrainedApproximate):
 def found(digits: Dataset) -> Evaluation:
     models = {"uniform": Uniform(digits.space), "bounded": Bounded(digits.space), "copier": Copier(digits)}
     assert isinstance(digits.space, ImageSpace)
-    return evaluate(models, digits, n_importance=8, extractors=[RandomConvFeatures(digits.space)])
+    return evaluate(models, digits, n_importance=8, extractors=[RandomConvFeatures(digits.space)], discriminator=False)
 
 
 def test_rows_and_columns(found: Evaluation) -> None:
@@ -115,6 +115,8 @@ def test_rows_and_columns(found: Evaluation) -> None:
         ("bounded", "approximate"),
         ("copier", "implicit"),
         ("train vs held-out", None),
+        ("blurred", None),
+        ("copies of the training set", None),
         ("noise", None),
     ]
     keys = [metric.key for metric in found.table.metrics]
@@ -122,12 +124,19 @@ def test_rows_and_columns(found: Evaluation) -> None:
         "nll_nats_per_image",
         "bits_per_dim",
         "negative_elbo_nats_per_image",
-        "fd_random",
         "kid_random",
+        "fd_random",
+        "fd_infinity_random",
         "precision_random",
         "recall_random",
+        "density_random",
+        "coverage_random",
         "spectral_distance",
         "sharpness",
+        "distance_ratio",
+        "copying_z",
+        "authenticity",
+        "support_size",
         "samples_per_second",
     ]
     assert all(metric.protocol.endswith(".") for metric in found.table.metrics)
@@ -136,7 +145,7 @@ def test_rows_and_columns(found: Evaluation) -> None:
 
 
 def test_likelihoods_say_what_they_are(found: Evaluation) -> None:
-    uniform, bounded, copier, _, noise = (row.measurements for row in found.table.rows)
+    uniform, bounded, copier, *_, noise = (row.measurements for row in found.table.rows)
     assert uniform["bits_per_dim"].value == pytest.approx(math.log2(17), rel=1e-5)
     assert uniform["bits_per_dim"].kind == "exact"
     assert uniform["bits_per_dim"].n == N_TEST
@@ -148,7 +157,7 @@ def test_likelihoods_say_what_they_are(found: Evaluation) -> None:
 
 
 def test_distances_rank_the_rows(found: Evaluation) -> None:
-    uniform, _, copier, train, noise = (row.measurements for row in found.table.rows)
+    uniform, _, copier, train, *_, noise = (row.measurements for row in found.table.rows)
     assert noise["fd_random"].value > 20 * train["fd_random"].value  # type: ignore[operator]
     assert noise["kid_random"].value > 20 * abs(train["kid_random"].value)  # type: ignore[operator, arg-type]
     assert uniform["fd_random"].value == pytest.approx(noise["fd_random"].value, rel=0.1)
@@ -165,7 +174,7 @@ def test_distances_rank_the_rows(found: Evaluation) -> None:
 
 
 def test_sharpness_stands_beside_the_held_out_images(found: Evaluation) -> None:
-    uniform, constant, copier, train, noise = (row.measurements for row in found.table.rows)
+    uniform, constant, copier, train, *_, noise = (row.measurements for row in found.table.rows)
     for real in (copier, train):
         assert real["sharpness"].low < 1 < real["sharpness"].high  # type: ignore[operator]
     assert train["spectral_distance"].value < 0.1  # type: ignore[operator]
@@ -183,7 +192,7 @@ def test_no_sharpness_without_ordered_levels_or_enough_pixels() -> None:
     colours = tuple((level, level, level) for level in range(4))
     for space in (ImageSpace(1, 8, 8, 4, colours), ImageSpace(1, 7, 8, 4)):
         splits = [Split(rng.integers(0, 4, (20, *space.shape), dtype=np.uint8)) for _ in range(3)]
-        found = evaluate({}, Dataset("small", space, *splits), extractors=[])
+        found = evaluate({}, Dataset("small", space, *splits), extractors=[], discriminator=False)
         assert not {"spectral_distance", "sharpness"} & {metric.key for metric in found.table.metrics}
         assert all(not {"spectral_distance", "sharpness"} & set(row.measurements) for row in found.table.rows)
 
@@ -200,7 +209,8 @@ def test_samples_reconstructions_and_neighbours(found: Evaluation, digits: Datas
     assert found.neighbours["uniform"].distances.min() > 1
     assert found.neighbours["held-out"].distances.min() > 0
     in_features = found.neighbours_in_features
-    assert list(in_features) == ["uniform", "bounded", "copier", "held-out"]
+    references = ["train vs held-out", "blurred", "copies of the training set", "noise"]
+    assert list(in_features) == ["uniform", "bounded", "copier", *references, "held-out"]
     np.testing.assert_array_equal(in_features["copier"].distances[:, 0], 0)
     assert np.median(in_features["uniform"].distances[:, 0]) > 2 * np.median(in_features["held-out"].distances[:, 0])
     speed = found.table.rows[2].measurements["samples_per_second"]
@@ -211,7 +221,7 @@ def test_samples_reconstructions_and_neighbours(found: Evaluation, digits: Datas
 
 def test_conditional_models_draw_the_held_out_labels_in_random_order(digits: Dataset) -> None:
     model = Copier(digits, n_classes=10).train()
-    found = evaluate({"copier": model}, digits, extractors=[])
+    found = evaluate({"copier": model}, digits, extractors=[], discriminator=False)
     held_out = digits.test.labels
     assert held_out is not None
     drawn = torch.cat(model.given)[:N_TEST].numpy()
@@ -226,26 +236,31 @@ def test_fewer_samples_and_the_valid_split(digits: Dataset) -> None:
     extractors = [RandomConvFeatures(digits.space)]
     models = {"uniform": Uniform(digits.space)}
     lines: list[str] = []
-    found = evaluate(models, digits, split="valid", n_samples=20, extractors=extractors, progress=lines.append)
+    found = evaluate(
+        models, digits, split="valid", n_samples=20, extractors=extractors, discriminator=False, progress=lines.append
+    )
     row = found.table.rows[0].measurements
     assert len(found.samples["uniform"]) == row["fd_random"].n == row["precision_random"].n == 20
     assert row["recall_random"].n == row["bits_per_dim"].n == len(digits.valid)
     assert "valid split" in found.table.metrics[0].protocol
     assert any("uniform" in line for line in lines)
-    few = evaluate(models, digits, n_samples=2, extractors=extractors)
+    few = evaluate(models, digits, n_samples=2, extractors=extractors, discriminator=False)
     for key in ("fd_random", "spectral_distance", "sharpness"):
         assert few.table.rows[0].measurements[key].text("lower") == "not defined"
 
 
 def test_results_repeat(digits: Dataset) -> None:
-    runs = [evaluate({"copier": Copier(digits)}, digits, n_samples=50, extractors=[], seed=seed) for seed in (0, 0, 1)]
+    runs = [
+        evaluate({"copier": Copier(digits)}, digits, n_samples=50, extractors=[], discriminator=False, seed=seed)
+        for seed in (0, 0, 1)
+    ]
     samples = [run.samples["copier"] for run in runs]
     np.testing.assert_array_equal(samples[0], samples[1])
     assert not np.array_equal(samples[0], samples[2])
 
 
 def test_values_that_are_not_finite_are_noted(digits: Dataset) -> None:
-    found = evaluate({"broken": Broken(digits.space)}, digits, n_samples=10, extractors=[])
+    found = evaluate({"broken": Broken(digits.space)}, digits, n_samples=10, extractors=[], discriminator=False)
     value = found.table.rows[0].measurements["bits_per_dim"].value
     assert value is not None
     assert math.isnan(value)
@@ -253,18 +268,16 @@ def test_values_that_are_not_finite_are_noted(digits: Dataset) -> None:
 
 
 def test_labels_bring_the_classifier(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    from triptych.evaluation import evaluate as module
-
-    train = module.ClassifierFeatures.train
-    monkeypatch.setattr(
-        module.ClassifierFeatures, "train", lambda dataset, **given: train(dataset, **given, max_steps=60)
-    )
-    found = evaluate({}, digits)
+    train = ClassifierFeatures.train
+    monkeypatch.setattr(ClassifierFeatures, "train", lambda dataset, **given: train(dataset, **given, max_steps=60))
+    found = evaluate({}, digits, discriminator=False)
     assert [metric.key for metric in found.table.metrics if metric.key.startswith("fd_")] == [
         "fd_random",
+        "fd_infinity_random",
         "fd_classifier",
+        "fd_infinity_classifier",
     ]
-    held_out, noise = (row.measurements["fd_classifier"].value for row in found.table.rows)
+    held_out, *_, noise = (row.measurements["fd_classifier"].value for row in found.table.rows)
     assert held_out is not None
     assert noise is not None
     assert noise > 3 * held_out
@@ -292,9 +305,17 @@ def test_points() -> None:
     dataset = Dataset(
         "plane", space, *splits, log_density=lambda x: -(x**2).sum(axis=1) / 2 - np.log(2 * np.pi).astype(x.dtype)
     )
-    found = evaluate({"gaussian": Gaussian(PointSpace(2)), "diverged": Diverged(space)}, dataset)
+    found = evaluate({"gaussian": Gaussian(PointSpace(2)), "diverged": Diverged(space)}, dataset, discriminator=False)
     rows = {row.name: row.measurements for row in found.table.rows}
-    assert list(rows) == ["gaussian", "diverged", "train vs held-out", "noise", "true density"]
+    assert list(rows) == [
+        "gaussian",
+        "diverged",
+        "train vs held-out",
+        "blurred",
+        "copies of the training set",
+        "noise",
+        "true density",
+    ]
     truth = rows["true density"]["nll_nats_per_point"]
     assert (truth.kind, truth.measure) == ("exact", "continuous")
     assert truth.value == pytest.approx(rows["gaussian"]["nll_nats_per_point"].value, rel=1e-5)
@@ -322,7 +343,51 @@ def test_wrong_arguments(digits: Dataset) -> None:
 def test_the_gap_and_the_latents_of_a_bound_are_told(digits: Dataset) -> None:
     torch.manual_seed(0)
     model = create_model("vae", digits.space, n_latents=3, hidden=4)
-    found = evaluate({"vae": model}, digits, n_importance=4, n_samples=20, extractors=[])
+    found = evaluate({"vae": model}, digits, n_importance=4, n_samples=20, extractors=[], discriminator=False)
     assert any("nats looser than the importance-weighted bound" in note for note in found.notes)
     assert any(note.startswith("vae: latents: ") for note in found.notes)
     assert any("collapsed" in note for note in found.notes), "an untrained encoder says nothing of x"
+
+
+def test_several_trainings_are_one_row_with_their_mean(digits: Dataset) -> None:
+    class Fixed(Uniform):
+        def __init__(self, nats: float) -> None:
+            super().__init__(digits.space)
+            self.nats = nats
+
+        def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+            return torch.full((len(x),), -self.nats)
+
+    costs = {"fixed": [TrainingCost(seconds, 100, 7) for seconds in (1.0, 2.0, 6.0)]}
+    models = {"fixed": [Fixed(100.0), Fixed(110.0), Fixed(150.0)]}
+    found = evaluate(models, digits, n_samples=60, extractors=["random"], discriminator=False, costs=costs)
+    row = found.table.rows[0]
+    nll = row.measurements["nll_nats_per_image"]
+    assert (nll.value, nll.seeds) == (pytest.approx(120), (100.0, 110.0, 150.0))
+    # Student's t with two degrees of freedom.
+    assert nll.seed_error == pytest.approx(4.30265 * 26.457513 / 3**0.5, rel=1e-5)
+    assert nll.whole_interval == (pytest.approx(120 - nll.seed_error), pytest.approx(120 + nll.seed_error))
+    assert row.measurements["training_seconds"].value == pytest.approx(3)
+    alone = evaluate({"fixed": models["fixed"][0]}, digits, n_samples=60, extractors=["random"], discriminator=False)
+    # All three draw the same noise, so their mean is the first one's.
+    assert row.measurements["kid_random"].value == pytest.approx(alone.table.rows[0].measurements["kid_random"].value)
+    assert np.array_equal(found.samples["fixed"], alone.samples["fixed"])
+    assert found.per_class is not None
+    assert [one.value for one in found.per_class.rows["fixed"]["nll_nats_per_image"]] == [pytest.approx(120)] * 10
+    with pytest.raises(InputError, match="no trained model"):
+        evaluate({"fixed": []}, digits)
+
+
+def test_extractors_by_name_are_each_wanted_once(digits: Dataset) -> None:
+    with pytest.raises(InputError, match="twice"):
+        evaluate({}, digits, extractors=["random", "random"], discriminator=False)
+    with pytest.raises(InputError, match="Did you mean 'random'"):
+        evaluate({}, digits, extractors=["rondom"], discriminator=False)
+
+
+def test_palettes_have_no_blurred_row() -> None:
+    rng = np.random.default_rng(0)
+    space = ImageSpace(1, 8, 8, 4, tuple((level, 0, level) for level in range(4)))
+    splits = [Split(rng.integers(0, 4, (30, 1, 8, 8), dtype=np.uint8)) for _ in range(3)]
+    found = evaluate({}, Dataset("small", space, *splits), extractors=["random"], discriminator=False)
+    assert [row.name for row in found.table.rows] == ["train vs held-out", "copies of the training set", "noise"]

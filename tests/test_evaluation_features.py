@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,15 @@ import torch
 from triptych.data.dataset import Dataset, Split, level_dtype
 from triptych.errors import InputError
 from triptych.evaluation import features as features_module
-from triptych.evaluation.features import ClassifierFeatures, Coordinates, RandomConvFeatures
-from triptych.evaluation.two_sample import frechet_distance, gaussian_statistics
+from triptych.evaluation.features import (
+    AutoencoderFeatures,
+    ClassifierFeatures,
+    Coordinates,
+    FeatureExtractor,
+    RandomConvFeatures,
+    seen_space,
+)
+from triptych.evaluation.two_sample import frechet_distance, gaussian_statistics, precision_recall
 from triptych.spaces import ImageSpace, PointSpace
 
 MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
@@ -93,7 +101,7 @@ def test_wrong_images_are_refused() -> None:
 
 
 def ranking(
-    train: np.ndarray, held_out: np.ndarray, space: ImageSpace, extractor: RandomConvFeatures
+    train: np.ndarray, held_out: np.ndarray, space: ImageSpace, extractor: FeatureExtractor
 ) -> dict[str, float]:
     rng = np.random.default_rng(0)
     reference = gaussian_statistics(extractor(held_out))
@@ -154,6 +162,117 @@ def test_classifier_needs_labels_and_images(digits: Dataset) -> None:
     points = Split(np.zeros((5, 2), dtype=np.float32), np.zeros(5, dtype=np.int64))
     with pytest.raises(InputError, match="images"):
         ClassifierFeatures.train(Dataset("points", PointSpace(2), points, points, points, ("a", "b")))
+
+
+def images_of(space: ImageSpace, n: int = 11) -> Dataset:
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, space.levels, size=(n, *space.shape)).astype(level_dtype(space.levels))
+    split = Split(items)
+    return Dataset("random", space, split, split, split)
+
+
+@pytest.mark.parametrize("space", [*SPACES, ImageSpace(3, 128, 96), ImageSpace(1, 40, 40, 2)], ids=str)
+def test_autoencoder_features_of_any_space(space: ImageSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = images_of(space)
+    extractor = AutoencoderFeatures.train(dataset, max_steps=2)
+    items = dataset.train.read()[0]
+    whole = extractor(items)
+    assert whole.shape == (11, extractor.n_features)
+    assert extractor.n_features <= 68
+    assert whole.dtype == np.float64
+    assert np.isfinite(whole).all()
+    np.testing.assert_allclose(whole.mean(axis=0), 0, atol=1e-4)
+    assert whole.std(axis=0).max() == pytest.approx(1, abs=1e-4)
+    monkeypatch.setattr(features_module, "_BATCH_SIZE", 3)
+    np.testing.assert_allclose(extractor(items), whole, atol=1e-3)
+
+
+def test_autoencoder_training_repeats_and_leaves_random_state_alone(digits: Dataset) -> None:
+    items = digits.test.read()[0][:5]
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = (AutoencoderFeatures.train(digits, max_steps=5)(items) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    np.testing.assert_array_equal(first, second)
+    assert not np.allclose(AutoencoderFeatures.train(digits, max_steps=5, seed=1)(items), first)
+
+
+def test_autoencoder_features_rank_digits(digits: Dataset) -> None:
+    assert isinstance(digits.space, ImageSpace)
+    extractor = AutoencoderFeatures.train(digits)
+    variance = (digits.train.read()[0] / 8).var(axis=0).mean()
+    assert extractor.error < 0.3 * variance
+    train, held_out = digits.train.read()[0][:360], digits.test.read()[0]
+    fd = ranking(train, held_out, digits.space, extractor)
+    assert 4 * fd["held-out"] < fd["blurred"] < fd["noise"]
+    assert fd["half"] > 10 * fd["held-out"]
+    noise = np.random.default_rng(0).integers(0, 17, size=held_out.shape).astype(np.uint8)
+    precision, recall = precision_recall(extractor(held_out), extractor(noise))
+    assert precision < 0.2
+    assert recall == 0
+    precision, recall = precision_recall(extractor(held_out), extractor(train))
+    assert min(precision, recall) > 0.8
+
+
+def test_autoencoder_keeps_the_best_look(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a training far past its best yields is not its end."""
+    errors = []
+    measure = features_module._mean_squared_error
+
+    def worse_and_worse(*args: Any) -> float:
+        errors.append(measure(*args) if not errors else errors[-1] + 1)
+        return errors[-1]
+
+    monkeypatch.setattr(features_module, "_mean_squared_error", worse_and_worse)
+    extractor = AutoencoderFeatures.train(digits, max_steps=10)
+    assert len(errors) == 5
+    assert extractor.error == errors[0]
+    items = digits.valid.read()[0]
+    monkeypatch.undo()
+    assert measure(extractor._network, items, digits.space, torch.device("cpu")) == pytest.approx(errors[0], rel=1e-4)
+
+
+def test_autoencoder_sees_palettes_in_colours_and_large_images_small() -> None:
+    colours = ((10, 20, 30), (200, 100, 50), (10, 20, 30))
+    space = ImageSpace(1, 8, 8, 3, palette=colours)
+    extractor = AutoencoderFeatures.train(images_of(space), max_steps=2)
+    items = np.random.default_rng(0).integers(0, 2, size=(4, 1, 8, 8)).astype(np.uint8)
+    np.testing.assert_array_equal(extractor(items), extractor(np.where(items == 0, 2, items).astype(np.uint8)))
+    assert seen_space(space) == ImageSpace(3, 8, 8)
+    assert seen_space(ImageSpace(3, 128, 64)) == ImageSpace(3, 32, 16)
+    assert seen_space(ImageSpace(1, 33, 2, 2)) == ImageSpace(1, 17, 1)
+    assert seen_space(ImageSpace(1, 28, 28, 2)) == ImageSpace(1, 28, 28, 2)
+
+
+def test_autoencoder_of_equal_images_has_finite_features() -> None:
+    split = Split(np.full((3, 1, 8, 8), 5, dtype=np.uint8))
+    extractor = AutoencoderFeatures.train(Dataset("equal", ImageSpace(1, 8, 8, 17), split, split, split), max_steps=2)
+    assert np.isfinite(extractor(np.random.default_rng(0).integers(0, 17, (3, 1, 8, 8), dtype=np.uint8))).all()
+
+
+def test_autoencoder_needs_images_and_steps(digits: Dataset) -> None:
+    points = Split(np.zeros((5, 2), dtype=np.float32))
+    with pytest.raises(InputError, match="images"):
+        AutoencoderFeatures.train(Dataset("points", PointSpace(2), points, points, points))
+    with pytest.raises(InputError, match="max_steps is 0"):
+        AutoencoderFeatures.train(digits, max_steps=0)
+    with pytest.raises(InputError, match="shape"):
+        AutoencoderFeatures.train(digits, max_steps=1)(np.zeros((2, 1, 9, 8), dtype=np.uint8))
+
+
+@pytest.mark.slow
+def test_autoencoder_features_rank_mnist() -> None:
+    from triptych.data.load import load_data
+
+    if not MNIST.exists():
+        pytest.skip("MNIST is not on this machine")
+    dataset = load_data(MNIST, limit=12_000)
+    assert isinstance(dataset.space, ImageSpace)
+    extractor = AutoencoderFeatures.train(dataset, max_steps=500)
+    train, held_out = dataset.train.read(slice(0, 1000))[0], dataset.test.read(slice(0, 1000))[0]
+    fd = ranking(train, held_out, dataset.space, extractor)
+    assert 2 * fd["held-out"] < fd["blurred"] < fd["noise"]
+    assert fd["half"] > 5 * fd["held-out"]
 
 
 def test_coordinates_are_standardised() -> None:

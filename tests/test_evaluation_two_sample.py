@@ -9,6 +9,8 @@ from triptych.errors import InputError
 from triptych.evaluation import two_sample
 from triptych.evaluation.two_sample import (
     bootstrap_error,
+    density_coverage,
+    extrapolated_frechet,
     frechet_distance,
     gaussian_statistics,
     kernel_distance,
@@ -173,12 +175,58 @@ def test_too_few_items_are_refused() -> None:
         gaussian_statistics(draw(0, 9))
 
 
-def test_coverage_of_equal_distributions_is_near_its_expectation_and_of_half_of_them_near_half() -> None:
+def test_density_and_coverage_of_equal_distributions_and_of_half_of_them() -> None:
     rng = np.random.Generator(np.random.PCG64(5))
     x, y = rng.normal(size=(2, 1000, 3))
-    assert two_sample.coverage(x, y, k=5) == pytest.approx(1 - 2**-5, abs=0.02)
-    assert two_sample.coverage(x, y[y[:, 0] > 0], k=5) == pytest.approx(0.5, abs=0.06)
-    assert two_sample.coverage(x, y + 100) == 0
+    density, covered = density_coverage(x, y)
+    assert density.mean() == pytest.approx(1, abs=0.1)
+    assert covered.mean() == pytest.approx(1 - 2**-5, abs=0.02)
+    assert density_coverage(x, y[y[:, 0] > 0])[1].mean() == pytest.approx(0.5, abs=0.06)
+    density, covered = density_coverage(x, y + 100)
+    assert density.max() == 0
+    assert not covered.any()
+
+
+def test_density_and_coverage_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = np.array([[0.0], [1.0], [3.0], [10.0]])
+    generated = np.array([[0.5], [2.0], [30.0]])
+    # Balls to the 2nd neighbour: 3, 2, 3, 9. 0.5 lies in three, 2 in all four, 30 in none.
+    for entries in (1 << 20, 3):
+        monkeypatch.setattr(two_sample, "_BLOCK_ENTRIES", entries)
+        density, covered = density_coverage(real, generated, k=2)
+        np.testing.assert_allclose(density, [3 / 2, 4 / 2, 0])
+        assert covered.tolist() == [True, True, True, True]
+    assert density_coverage(real, generated[2:], k=2)[1].tolist() == [False] * 4
+
+
+def test_copies_are_dense_and_cover_in_spite_of_rounding() -> None:
+    real = np.repeat(draw(0, 20, 60) * 1e3 + 7, 7, axis=0)
+    density, covered = density_coverage(real, real[::-1], k=5)
+    assert covered.all()
+    assert density.min() >= 7 / 5
+
+
+def test_the_extrapolated_frechet_distance_has_no_bias_where_the_plain_one_has() -> None:
+    rng = np.random.default_rng(0)
+    plain, extrapolated = [], []
+    for seed in range(40):
+        x, y = rng.normal(size=(150, 12)), rng.normal(0.1, 1.0, size=(150, 12))
+        plain.append(frechet_distance(gaussian_statistics(x), gaussian_statistics(y)))
+        extrapolated.append(extrapolated_frechet(x, y, seed=seed))
+    true = 12 * 0.1**2
+    error = np.std(extrapolated) / math.sqrt(40)
+    assert np.mean(plain) > true + 0.3
+    assert abs(np.mean(extrapolated) - true) < 3 * error + 0.1 * (np.mean(plain) - true)
+    with pytest.raises(InputError, match="at least 4"):
+        extrapolated_frechet(draw(0, 3, 2), draw(1, 9, 2))
+
+
+def test_kernel_distance_matches_torchmetrics() -> None:
+    kid = pytest.importorskip("torchmetrics.image.kid")
+    torch = pytest.importorskip("torch")
+    x, y = draw(0, 60, 8), 1.3 * draw(1, 60, 8) + 0.5
+    expected = float(kid.poly_mmd(torch.tensor(x), torch.tensor(y), degree=3, gamma=None, coef=1.0))
+    assert kernel_distance(x, y)[0] == pytest.approx(expected, abs=1e-6)
 
 
 def test_mean_distance_is_that_of_the_pairs() -> None:

@@ -31,8 +31,9 @@ ALLOWED = {
     "translation": {"api", "completion", "drawing", "models", "data", "config"},
     "theory": {"data", "nn", "objectives"},
     "exhibits": {"api", "evaluation", "models", "data"},
+    "sizing": {"models", "data"},
     "sweeping": {"api", "training", "data", "config"},
-    "comparison": {"api", "report", "training", "evaluation", "models", "data", "config"},
+    "comparison": {"api", "sizing", "report", "training", "evaluation", "models", "data", "config"},
     "cli": {
         "api",
         "comparison",

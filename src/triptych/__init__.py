@@ -8,8 +8,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from triptych.api import create_model, evaluate, fit, list_models, load, load_data, resume, sample, score
-    from triptych.comparison import compare
+    from triptych.api import (
+        create_model,
+        evaluate,
+        evaluate_samples,
+        fit,
+        list_models,
+        load,
+        load_data,
+        resume,
+        sample,
+        score,
+    )
+    from triptych.comparison import compare, compare_runs
     from triptych.completion import complete
     from triptych.errors import InputError, TrainingStopped
     from triptych.latent_use import encode, interpolate, reconstruct, traverse
@@ -25,10 +36,12 @@ __all__ = [
     "PointSpace",
     "TrainingStopped",
     "compare",
+    "compare_runs",
     "complete",
     "create_model",
     "encode",
     "evaluate",
+    "evaluate_samples",
     "fit",
     "interpolate",
     "list_models",
@@ -49,6 +62,7 @@ _HOME = {
     "InputError": "triptych.errors",
     "TrainingStopped": "triptych.errors",
     "compare": "triptych.comparison",
+    "compare_runs": "triptych.comparison",
     "complete": "triptych.completion",
     "encode": "triptych.latent_use",
     "interpolate": "triptych.latent_use",

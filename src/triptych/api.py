@@ -32,7 +32,9 @@ from triptych.drawing import (
 from triptych.errors import InputError, TrainingInterrupted, nearest_name
 from triptych.evaluation.evaluate import Evaluation
 from triptych.evaluation.evaluate import evaluate as evaluate_models
+from triptych.evaluation.evaluate import evaluate_samples as evaluate_given
 from triptych.evaluation.likelihood import evaluate_likelihood
+from triptych.evaluation.results import TrainingCost
 from triptych.files import write_atomically, write_text
 from triptych.models.adversarial import AdversarialModel
 from triptych.models.autoregressive import AutoregressiveDensity
@@ -46,6 +48,7 @@ from triptych.training.run import check_same, read_config, read_run, run_config
 __all__ = [
     "create_model",
     "evaluate",
+    "evaluate_samples",
     "fit",
     "list_models",
     "load",
@@ -443,70 +446,202 @@ def evaluate(
     data: Dataset | str | Path | None = None,
     *,
     n_importance: int = 64,
+    n_samples: int | None = None,
+    extractors: Sequence[str] | None = None,
+    discriminator: bool = True,
     seed: int = 0,
     verbose: bool = True,
 ) -> Evaluation:
     """Measures the models of some runs on the held-out split of their data, beside the reference rows.
 
+    Runs that differ in nothing but their seed are trainings of one model, and make one row.
+
     Arguments:
         runs: Run folders of models trained on the same data.
         data: The data, if it is no longer where the runs found it.
-        n_importance: Samples of the importance-weighted bound; 0 for the ELBO alone.
-        seed: Seed of all draws.
+        n_importance, n_samples, extractors, discriminator, seed: As of `triptych.evaluation.evaluate.evaluate`.
         verbose: Say what is being measured.
     Raises:
         InputError: If a run is incomplete, or the runs were trained on different data.
     """
+    return evaluate_runs(
+        [Path(run) for run in runs],
+        data,
+        n_importance=n_importance,
+        n_samples=n_samples,
+        extractors=extractors,
+        discriminator=discriminator,
+        seed=seed,
+        device="auto",
+        verbose=verbose,
+    )[0]
+
+
+def evaluate_runs(
+    runs: Sequence[Path],
+    data: Dataset | str | Path | None = None,
+    *,
+    device: str,
+    verbose: bool,
+    **settings: Any,
+) -> tuple[Evaluation, dict[str, list[Path]], Dataset]:
+    """`evaluate`, and the run folders behind each row, and the data.
+
+    Arguments:
+        device: Where to measure: 'auto', 'cpu' or 'cuda'.
+        settings: Of `triptych.evaluation.evaluate.evaluate`.
+    Raises:
+        InputError: As of `evaluate`.
+    """
+    from triptych.training.trainer import choose_device
+
     if not runs:
         raise InputError("evaluate needs at least one run folder.")
-    models: dict[str, GenerativeModel] = {}
-    configs = {}
+    loaded: dict[Path, tuple[GenerativeModel, dict[str, Any]]] = {}
     for run in runs:
-        model, config = read_run(run)
-        name = config["model"] if config["model"] not in models else Path(run).name
-        if name in models:
-            raise InputError(f"{run} is given twice, or has the name of another run; rename one.")
-        models[name], configs[str(run)] = model, config
-    first, *others = configs
+        if run in loaded:
+            raise InputError(f"{run} is given twice; give each run once.")
+        loaded[run] = read_run(run)
+    first, *others = loaded
+    config = loaded[first][1]
     for other in others:
-        if configs[other]["data"]["checksum"] != configs[first]["data"]["checksum"]:
+        if loaded[other][1]["data"]["checksum"] != config["data"]["checksum"]:
             raise InputError(f"{first} and {other} were trained on different data; evaluate them one by one.")
+    groups = _trainings_of({run: config for run, (_, config) in loaded.items()})
     if data is None:
-        data = data_of(configs[first], first)
+        data = data_of(config, first)
     dataset = data if isinstance(data, Dataset) else load_data(data)
-    space = next(iter(models.values())).space
+    space = loaded[first][0].space
     if isinstance(dataset.space, PointSpace) != isinstance(space, PointSpace) or (
         isinstance(space, ImageSpace) and dataset.space != space
     ):
         raise InputError(f"{dataset.name!r} holds {dataset.space}; {first} models {space}.")
-    found = measure(models, dataset, n_importance=n_importance, seed=seed, verbose=verbose)
-    if dataset.checksum != configs[first]["data"]["checksum"]:
+    where = choose_device(device)
+    for model, _ in loaded.values():
+        model.to(where)
+    models = {name: [loaded[run][0] for run in several] for name, several in groups.items()}
+    costs = {name: [_cost_of(run) for run in several] for name, several in groups.items()}
+    with telling(verbose) as tell:
+        found = evaluate_models(models, dataset, costs=costs, device=where, progress=tell, **settings)
+    if dataset.checksum != config["data"]["checksum"]:
         note = "This is not the data set, or not the split of it, that the models were trained on: held-out items may"
         found = dataclasses.replace(found, notes=(*found.notes, f"{note} have been among their training items."))
-    return found
+    return found, groups, dataset
 
 
-def measure(
-    models: Mapping[str, GenerativeModel],
-    data: Dataset,
+def _trainings_of(configs: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[Path]]:
+    """Runs by the name of their row: those of one model whose settings differ in the seed alone stand together."""
+    rows: list[tuple[dict[str, Any], list[Path]]] = []
+    for run, config in configs.items():
+        same = {key: config[key] for key in ("model", "options", "n_classes")}
+        same["train"] = {key: value for key, value in config["train"].items() if key != "seed"}
+        # The same seed twice is no second training of the same model, but another run to stand beside it.
+        for known, several in rows:
+            seeds = [configs[other]["train"].get("seed") for other in several]
+            if known == same and config["train"].get("seed") not in seeds:
+                several.append(run)
+                break
+        else:
+            rows.append((same, [run]))
+    named: dict[str, list[Path]] = {}
+    for same, several in rows:
+        alone = sum(other["model"] == same["model"] for other, _ in rows) == 1
+        name = same["model"] if alone else several[0].name
+        if name in named:
+            raise InputError(f"{several[0]} has the name of another run; rename one.")
+        named[name] = several
+    return named
+
+
+def _cost_of(run: Path) -> TrainingCost:
+    summary = read_json(run / "summary.json")
+    return TrainingCost(summary["seconds"], summary["n_images_seen"], summary["n_parameters"])
+
+
+def evaluate_samples(
+    samples: Mapping[str, np.ndarray | str | Path],
+    reference: Dataset | str | Path | np.ndarray,
     *,
-    n_importance: int,
-    seed: int,
-    verbose: bool,
-    device: str = "auto",
+    extractors: Sequence[str] | None = None,
+    discriminator: bool = True,
+    seed: int = 0,
+    verbose: bool = True,
 ) -> Evaluation:
-    """Measures models on the test split, on a GPU if there is one and it is wanted; leaves them on the CPU."""
+    """Measures samples that anybody made against data: every column but likelihood and speed.
+
+    Arguments:
+        samples: By the name of their row: arrays in the reference's units, (n, *space.shape), or whatever `load_data`
+            reads (a folder or zip of images, an npz file), of the reference's size and channels.
+        reference: Data, or whatever `load_data` reads. The test split is what samples are compared with, the training
+            split is what they may be copies of.
+        extractors, discriminator, seed: As of `triptych.evaluation.evaluate.evaluate`.
+        verbose: Say what is being measured.
+    Raises:
+        InputError: If samples cannot be read, or are not of the reference's space.
+    """
     from triptych.training.trainer import choose_device
 
-    where = choose_device(device)
-    for model in models.values():
-        model.to(where)
-    try:
-        with telling(verbose) as tell:
-            return evaluate_models(models, data, n_importance=n_importance, seed=seed, device=where, progress=tell)
-    finally:
-        for model in models.values():
-            model.cpu()
+    if not samples:
+        raise InputError("evaluate_samples needs at least one set of samples.")
+    data = reference if isinstance(reference, Dataset) else load_data(reference)
+    sets = {
+        name: items if isinstance(items, np.ndarray) else _read_samples(items, data) for name, items in samples.items()
+    }
+    with telling(verbose) as tell:
+        return evaluate_given(
+            sets,
+            data,
+            extractors=extractors,
+            discriminator=discriminator,
+            seed=seed,
+            device=choose_device("auto"),
+            progress=tell,
+        )
+
+
+def _read_samples(source: str | Path, data: Dataset) -> np.ndarray:
+    """All items of a source, in the units of some data.
+
+    Raises:
+        InputError: If they are not of the data's size or kind.
+    """
+    ours = data.space
+    levels = ours.levels if isinstance(ours, ImageSpace) and ours.palette is None else None
+    found = load_data(source, levels=levels)
+    items, theirs = merged(*found.splits.values()).read()[0], found.space
+    refusal = InputError(
+        f"{source} holds {theirs}, the reference {data.name!r} {ours}; give samples of the same size, channels and"
+        " levels, or read the reference with --size, --grey or --levels to make it so."
+    )
+    if type(theirs) is not type(ours) or theirs.shape[1:] != ours.shape[1:]:
+        raise refusal
+    if not isinstance(ours, ImageSpace) or not isinstance(theirs, ImageSpace):
+        if theirs.shape != ours.shape:
+            raise refusal
+        return items
+    if ours.palette is not None:
+        return _palette_indices(items, theirs, ours, refusal)
+    if theirs.palette is not None:
+        raise refusal
+    if theirs.channels == 3 and ours.channels == 1 and (items == items[:, :1]).all():
+        return items[:, :1]  # Grey pictures that were written in colour.
+    if theirs.shape != ours.shape:
+        raise refusal
+    return items
+
+
+def _palette_indices(items: np.ndarray, theirs: ImageSpace, ours: ImageSpace, refusal: InputError) -> np.ndarray:
+    """Indices into our palette, of indices into the same one or of colour images that hold its colours alone."""
+    if theirs.palette == ours.palette and theirs.levels == ours.levels:
+        return items
+    if theirs.palette is not None or theirs.shape[0] != 3 or theirs.levels != 256:
+        raise refusal
+    palette = {tuple(colour): index for index, colour in reversed([*enumerate(ours.palette or ())])}
+    colours, where = np.unique(items.transpose(0, 2, 3, 1).reshape(-1, 3), axis=0, return_inverse=True)
+    if any(tuple(colour) not in palette for colour in colours.tolist()):
+        raise refusal
+    indices = np.array([palette[tuple(colour)] for colour in colours.tolist()], level_dtype(ours.levels))
+    return indices[where].reshape(len(items), 1, *items.shape[2:])
 
 
 @contextmanager

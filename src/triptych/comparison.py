@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,17 @@ from triptych import api
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, nearest_name
+from triptych.evaluation.columns import likelihood_keys
 from triptych.evaluation.evaluate import HELD_OUT, Evaluation
+from triptych.evaluation.pretrained import check_extractors
 from triptych.evaluation.results import Table
+from triptych.evaluation.verdicts import verdicts
 from triptych.models.base import GenerativeModel
 from triptych.models.registry import find_models, model_class
-from triptych.report.content import PanelContent, ReportContent
+from triptych.report.content import PanelContent, ReportContent, TradeOff
 from triptych.report.page import write_report
 from triptych.report.table import print_table, write_table
+from triptych.sizing import options_of_size
 from triptych.spaces import ImageSpace
 from triptych.training.files import Records, read_json
 from triptych.training.progress import duration
@@ -33,7 +38,7 @@ SHOWN = 64
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` returns."""
+    """What `compare` and `compare_runs` return."""
 
     table: Table
     models: dict[str, GenerativeModel]
@@ -48,8 +53,13 @@ def compare(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    seeds: int = 1,
+    parameters: int | None = None,
     conditional: bool = False,
     n_importance: int = 64,
+    n_samples: int | None = None,
+    extractors: Sequence[str] | None = None,
+    discriminator: bool = True,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     command: str = "",
     verbose: bool = True,
@@ -63,8 +73,11 @@ def compare(
             gan.
         out: Folder for everything; by default the first free of `runs/compare-<data>`, ...
         resume: Go on with the comparison in `out`: finished models are kept, an interrupted one continues.
+        seeds: Trainings of each model, with the seeds `seed`, `seed + 1`, ...; the table has their means, and how far
+            they differ.
+        parameters: Choose the width of each model so that it has about as many parameters (see `options_of_size`).
         conditional: Condition the models on the data's class labels.
-        n_importance: Samples of the importance-weighted bound; 0 for the ELBO alone.
+        n_importance, n_samples, extractors, discriminator: As of `triptych.evaluation.evaluate.evaluate`.
         options: Options of each model, by its name.
         command: The command that repeats the comparison, for the report.
         verbose: Show progress and the table.
@@ -76,64 +89,146 @@ def compare(
     data = data if isinstance(data, Dataset) else api.load_data(data)
     if models is None:
         models = ("pixel_cnn" if isinstance(data.space, ImageSpace) else "gaussian_mixture", "vae", "gan")
-    names, options = list(models), options or {}
+    names = list(models)
     if not names:
         raise InputError("compare needs at least one model.")
     if len(set(names)) < len(names):
         raise InputError(f"models: {max(names, key=names.count)!r} is named twice; name each model once.")
+    chosen = {name: dict((options or {}).get(name, {})) for name in names}
+    if seeds < 1:
+        raise InputError(f"seeds is {seeds}; train each model at least once.")
     for key in train:
         if key not in api.TRAIN_FIELDS:
             raise InputError(f"There is no training setting {key!r}.{nearest_name(key, api.TRAIN_FIELDS)}")
     config = TrainConfig(**train)
+    n_classes = data.n_classes if conditional else 0
     for name in names:  # Whatever would stop a later model stops the comparison now, before hours of training.
-        api.create_model(name, data.space, n_classes=data.n_classes if conditional else 0, **options.get(name, {}))
+        api.create_model(name, data.space, n_classes=n_classes, **chosen[name])
+    check_extractors(extractors or (), data)
+    console = Console(quiet=not verbose)
+    if parameters is not None:
+        for name in names:
+            sized = options_of_size(name, data, parameters, n_classes=n_classes, **chosen[name])
+            chosen[name] |= sized.options
+            console.print(sized.describe(name), markup=False, highlight=False, soft_wrap=True)
     wanted = Path("runs") / f"compare-{data.name}"
     folder = api.folder_of_several(out, wanted, resume=resume, what="comparison")
-    console = Console(quiet=not verbose)
-    trained: dict[str, GenerativeModel] = {}
+    runs: list[Path] = []
     stopped: dict[str, str] = {}
-    for name in names:
-        try:
-            trained[name] = api.fit_one_of_several(
-                name,
-                data,
-                folder,
-                name,
-                resume=resume,
-                conditional=conditional,
-                verbose=verbose,
-                **config.to_dict(),
-                **options.get(name, {}),
-            )
-        except TrainingInterrupted:
-            raise
-        except TrainingStopped as stop:  # One model that diverges does not cost the others their row.
-            stopped[name] = str(stop)
-            console.print(f"{name} stopped: {stop}", markup=False, highlight=False, soft_wrap=True)
-    if not trained:
+    for seed in range(config.seed, config.seed + seeds):
+        for name in names:
+            run = Path(name) if seeds == 1 else Path(f"seed-{seed}") / name
+            settings = {**config.to_dict(), "seed": seed, **chosen[name]}
+            try:
+                api.fit_one_of_several(
+                    name, data, folder, str(run), resume=resume, conditional=conditional, verbose=verbose, **settings
+                )
+                runs.append(folder / run)
+            except TrainingInterrupted:
+                raise
+            except TrainingStopped as stop:  # One model that diverges does not cost the others their row.
+                which = name if seeds == 1 else f"{name} (seed {seed})"
+                stopped[which] = str(stop)
+                console.print(f"{which} stopped: {stop}", markup=False, highlight=False, soft_wrap=True)
+    if not runs:
         raise TrainingStopped(" ".join(stopped.values()))
-    evaluation = api.measure(
-        trained, data, n_importance=n_importance, seed=config.seed, verbose=verbose, device=config.device
+    comparison = compare_runs(
+        runs,
+        data,
+        out=folder,
+        n_importance=n_importance,
+        n_samples=n_samples,
+        extractors=extractors,
+        discriminator=discriminator,
+        seed=config.seed,
+        device=config.device,
+        command=command or _python_command(data, names, config, seeds),
+        notes=tuple(f"{name} is missing: its training stopped. {why}" for name, why in stopped.items()),
+        verbose=verbose,
     )
-    notes = tuple(f"{name} is missing: its training stopped. {why}" for name, why in stopped.items())
-    evaluation = dataclasses.replace(evaluation, notes=(*notes, *evaluation.notes))
-    command = command or _python_command(data, names, config)
-    content = _content(evaluation, data, folder, config, command)
-    write_table(evaluation.table, folder)
-    write_report(content, folder / "report.html")
-    print_table(evaluation.table, console)
-    console.print(f"Report: {folder / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     if stopped:
         raise TrainingStopped(f"{', '.join(stopped)} stopped; the others are in {folder}. {' '.join(stopped.values())}")
-    return Comparison(evaluation.table, trained, folder)
+    return comparison
 
 
-def _python_command(data: Dataset, names: list[str], config: TrainConfig) -> str:
+def compare_runs(
+    runs: Sequence[str | Path],
+    data: Dataset | str | Path | None = None,
+    *,
+    out: str | Path,
+    n_importance: int = 64,
+    n_samples: int | None = None,
+    extractors: Sequence[str] | None = None,
+    discriminator: bool = True,
+    seed: int = 0,
+    device: str = "auto",
+    command: str = "",
+    notes: tuple[str, ...] = (),
+    verbose: bool = True,
+) -> Comparison:
+    """Measures the models of finished runs and writes table.json, table.csv and report.html; trains nothing.
+
+    Runs that differ in nothing but their seed are trainings of one model, and make one row.
+
+    Arguments:
+        runs: Run folders of models trained on the same data, or folders of several, as of a comparison.
+        data: The data, if it is no longer where the runs found it.
+        out: Folder for the table and the page.
+        n_importance, n_samples, extractors, discriminator, seed: As of `triptych.evaluation.evaluate.evaluate`.
+        device: 'auto', 'cpu' or 'cuda'.
+        command: The command that repeats this, for the page.
+        notes: What else a reader must know.
+        verbose: Show progress and the table.
+    Raises:
+        InputError: If a run is incomplete, or the runs were trained on different data.
+    """
+    folders = [folder for run in runs for folder in _runs_in(Path(run))]
+    evaluation, groups, dataset = api.evaluate_runs(
+        folders,
+        data,
+        n_importance=n_importance,
+        n_samples=n_samples,
+        extractors=extractors,
+        discriminator=discriminator,
+        seed=seed,
+        device=device,
+        verbose=verbose,
+    )
+    evaluation = dataclasses.replace(evaluation, notes=(*notes, *evaluation.notes))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    content = _content(evaluation, dataset, groups, command or _report_command(runs, out), seed)
+    write_table(evaluation.table, out)
+    write_report(content, out / "report.html")
+    console = Console(quiet=not verbose)
+    print_table(evaluation.table, console)
+    console.print(f"Report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return Comparison(evaluation.table, {name: api.load(several[0]) for name, several in groups.items()}, out)
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The folder itself, if it is a run; else the finished runs in it, and in its folders of seeds."""
+    if (folder / "config.json").is_file() or not folder.is_dir():
+        return [folder]
+    found = sorted({path.parent for pattern in ("*", "seed-*/*") for path in folder.glob(f"{pattern}/summary.json")})
+    if not found:
+        raise InputError(f"{folder} holds no finished run; give run folders, or the folder of a comparison.")
+    return found
+
+
+def _python_command(data: Dataset, names: list[str], config: TrainConfig, seeds: int) -> str:
     source = data.source.get("source", data.name)
-    return f"triptych.compare({source!r}, {names!r}, budget={config.budget!r}, seed={config.seed})"
+    several = f", seeds={seeds}" if seeds > 1 else ""
+    return f"triptych.compare({source!r}, {names!r}, budget={config.budget!r}, seed={config.seed}{several})"
 
 
-def _content(evaluation: Evaluation, data: Dataset, folder: Path, config: TrainConfig, command: str) -> ReportContent:
+def _report_command(runs: Sequence[str | Path], out: Path) -> str:
+    return shlex.join(["triptych", "report", *map(str, runs), "--out", str(out)])
+
+
+def _content(
+    evaluation: Evaluation, data: Dataset, groups: Mapping[str, Sequence[Path]], command: str, seed: int
+) -> ReportContent:
     """Gathers what the page shows from the evaluation and the run folders."""
     names = list(evaluation.samples)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
@@ -149,19 +244,32 @@ def _content(evaluation: Evaluation, data: Dataset, folder: Path, config: TrainC
         title=f"{data.name}: {', '.join(names)}",
         space=data.space,
         table=evaluation.table,
-        panels=tuple(_panel(name, evaluation, folder / name) for name in names),
+        panels=tuple(_panel(name, evaluation, groups[name]) for name in names),
         held_out=held_out,
         held_out_neighbours=evaluation.neighbours.get(HELD_OUT),
         held_out_neighbours_in_features=evaluation.neighbours_in_features.get(HELD_OUT),
         data=facts,
         command=command,
         environment=environment(),
-        protocol=_protocol(config, data),
+        protocol=_protocol(groups, data, seed),
         notes=evaluation.notes,
+        verdicts=verdicts(evaluation.table, data.space, evaluation.memory),
+        per_class=evaluation.per_class,
+        trade_offs=_trade_offs(evaluation.table, data),
     )
 
 
-def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
+def _trade_offs(table: Table, data: Dataset) -> tuple[TradeOff, ...]:
+    """Quality of samples, and likelihood, against the cost of training and of drawing."""
+    keys = [metric.key for metric in table.metrics]
+    distance = next((key for key in keys if key.startswith("fd_")), None)
+    likelihood = next((key for key in reversed(likelihood_keys(data.space)) if key in keys), None)
+    costs = [key for key in ("training_seconds", "samples_per_second") if key in keys]
+    return tuple(TradeOff(quality, cost) for quality in (distance, likelihood) if quality for cost in costs)
+
+
+def _panel(name: str, evaluation: Evaluation, runs: Sequence[Path]) -> PanelContent:
+    run = runs[0]
     config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
     records = Records.read(run / "metrics.jsonl")
     film = [
@@ -174,6 +282,8 @@ def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
         "Training": f"{duration(summary['seconds'])}, {summary['steps']:,} steps, {summary['n_images_seen']:,} items",
         "Ended by": summary["reason"],
     }
+    if len(runs) > 1:
+        facts["Trainings"] = f"{len(runs)}; samples, curves and these facts are of the first, {run}"
     if config["options"]:
         facts["Options"] = ", ".join(f"{key}={value!r}" for key, value in config["options"].items())
     if summary["best_step"] is not None:
@@ -194,18 +304,41 @@ def _panel(name: str, evaluation: Evaluation, run: Path) -> PanelContent:
     )
 
 
-def _protocol(config: TrainConfig, data: Dataset) -> tuple[str, ...]:
-    defaults = TrainConfig()
+def _protocol(groups: Mapping[str, Sequence[Path]], data: Dataset, seed: int) -> tuple[str, ...]:
+    """How it was done, a sentence each."""
+    configs = {name: [read_json(run / "config.json")["train"] for run in runs] for name, runs in groups.items()}
+    every = [train for several in configs.values() for train in several]
+    budgets = list(dict.fromkeys(train["budget"] for train in every))
+    seeds = {name: ", ".join(str(train["seed"]) for train in several) for name, several in configs.items()}
+    same = len(set(seeds.values())) == 1
+    which = f"with seed {seeds[next(iter(seeds))]}" if same else "; ".join(f"{n}: seed {s}" for n, s in seeds.items())
+    protocol = [
+        f"Every training had the same budget, {budgets[0]}, {which}."
+        if len(budgets) == 1
+        else "The trainings had different budgets, so their values do not compare: "
+        + "; ".join(f"{name} {several[0]['budget']}" for name, several in configs.items())
+        + "."
+    ]
+    defaults = dataclasses.asdict(TrainConfig())
     changed = {
-        key: value
-        for key, value in dataclasses.asdict(config).items()
-        if value != getattr(defaults, key) and key not in ("budget", "seed")
+        key: train[key]
+        for train in every
+        for key in defaults
+        if key in train and train[key] != defaults[key] and key not in ("budget", "seed")
     }
+    if changed:
+        protocol.append(f"Settings that differ from the defaults: {changed}.")
+    items = max(train["validation_items"] for train in every)
+    if max(map(len, configs.values())) > 1:
+        protocol.append(
+            "Rows are means over trainings with different seeds, none left out. The first interval is over items; the"
+            " second one, with its number of trainings, over these (Student's t)."
+        )
     return (
-        f"Every model had the same budget, {config.budget}, seed {config.seed}, one after the other on this machine.",
-        *((f"Settings that differ from the defaults: {changed}.",) if changed else ()),
+        *protocol,
         "Weights are moving averages over the training; those that scored best on at most"
-        f" {config.validation_items:,} validation items were taken: by likelihood, or, where a model has none, by the"
+        f" {items:,} validation items were taken: by likelihood, or, where a model has none, by the"
         " distance of its samples to them.",
-        f"Everything in the table is measured on the whole held-out split of {len(data.test):,} items, looked at once.",
+        f"Everything in the table is measured on the whole held-out split of {len(data.test):,} items, looked at once;"
+        f" all draws have the seed {seed}.",
     )

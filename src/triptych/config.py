@@ -167,3 +167,35 @@ class DataConfig:
             values["size"] = (int(match[1]), int(match[2] or match[1]))
         values["seed"] = values.pop("data_seed")
         return values
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """How to measure."""
+
+    importance_samples: int = 64
+    """Samples of the importance-weighted bound of models that have one; 0 for none."""
+    n_samples: int | None = None
+    """Samples of each model; by default, and at most, as many as there are held-out items."""
+    features: str | None = None
+    """Features of the two-sample distances, with commas between: random, classifier, autoencoder, and with weights that
+    you have inception or dinov2 (or inception=FILE, dinov2=FILE); in the first ones copies are looked for too. By
+    default random,classifier, or random,autoencoder where there are no labels."""
+    no_discriminator: bool = False
+    """Train no discriminator on samples against data, which takes most of the time of measuring."""
+
+    def to_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `evaluate` and `compare`.
+
+        Raises:
+            InputError: If no features are named.
+        """
+        extractors = None if self.features is None else [word for word in self.features.split(",") if word]
+        if extractors is not None and not extractors:
+            raise InputError("--features names none; give for example random,classifier.")
+        return {
+            "n_importance": self.importance_samples,
+            "n_samples": self.n_samples,
+            "extractors": extractors,
+            "discriminator": not self.no_discriminator,
+        }

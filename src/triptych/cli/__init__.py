@@ -16,7 +16,7 @@ import tyro
 
 from triptych.cli.drawing import Complete, Sample, Translate
 from triptych.cli.latents import Encode, Interpolate, Reconstruct, Traverse
-from triptych.cli.measuring import Evaluate, Exhibit, Probe, Score, Theory
+from triptych.cli.measuring import Evaluate, Exhibit, Probe, Report, Score, Theory
 from triptych.cli.training import Compare, Data, Fit, Models, Sweep
 from triptych.errors import InputError, TrainingStopped
 
@@ -32,6 +32,7 @@ VERBS: dict[str, type] = {
     "score": Score,
     "evaluate": Evaluate,
     "compare": Compare,
+    "report": Report,
     "sweep": Sweep,
     "probe": Probe,
     "exhibit": Exhibit,
@@ -79,7 +80,7 @@ def parse(arguments: Sequence[str]) -> Any:
                 VERBS,
                 prog="triptych",
                 config=(tyro.conf.FlagCreatePairsOff,),
-                args=gather(gather(arguments, "--set"), "--over"),
+                args=gather(gather(gather(arguments, "--set"), "--over"), "--samples"),
                 description="Train, measure and compare the three families of deep generative models on your own data.",
             )
     except SystemExit as stop:

@@ -1,9 +1,11 @@
-"""Verbs that measure: score, evaluate, probe; and that carry out what the lecture says: exhibit, theory."""
+"""Verbs that measure: score, evaluate, report, probe; and that carry out what the lecture says: exhibit, theory."""
 
 from __future__ import annotations
 
 import json
 import math
+import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,12 +19,13 @@ from triptych.cli.words import (
     parse_items,
     tell_notes,
 )
-from triptych.config import DataConfig, TrainConfig
+from triptych.config import DataConfig, MeasureConfig, TrainConfig
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace
 
 if TYPE_CHECKING:
     from triptych.data.dataset import Split
+    from triptych.evaluation.evaluate import Evaluation
     from triptych.models.base import GenerativeModel, Likelihood
 
 N_BRACKET = 16
@@ -126,33 +129,106 @@ class Score:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure trained models on the held-out split: triptych evaluate runs/vae-digits runs/gan-digits"""
+    """Measure trained models, or anybody's samples, beside held-out data: triptych evaluate runs/vae-digits
 
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
+    Samples that another tool made: triptych evaluate --samples my/samples --reference digits
+    """
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")] = ()
     """Run folders of models trained on the same data."""
     source: str | None = None
     """The data, if it is no longer where the runs found it."""
-    importance_samples: int = 64
-    """Samples of the importance-weighted bound of models that have one; 0 for none."""
+    samples: Annotated[tuple[Path, ...], arg(metavar="FOLDER")] = ()
+    """In the place of runs, samples: folders or zips of images, or npz or npy files, each a row."""
+    reference: Annotated[str | None, arg(metavar="SOURCE")] = None
+    """With --samples: the data to compare them with. Its test split is what they are compared with, its training split
+    what they may be copies of."""
     seed: int = 0
     """Seed of all draws."""
     json: bool = False
     """Print JSON instead of a table."""
+    measure: OmitArgPrefixes[MeasureConfig] = MeasureConfig()
+    data: OmitArgPrefixes[DataConfig] = DataConfig()
 
     def run(self) -> None:
+        evaluation = self._measure_samples() if self.samples or self.reference else self._measure_runs()
+        if self.json:
+            facts = {"notes": evaluation.notes, "memory": evaluation.memory}
+            print(json.dumps(evaluation.table.to_dict() | facts, indent=2, ensure_ascii=False))
+            return
+        from rich.console import Console
+
+        from triptych.report.table import print_table
+
+        print_table(evaluation.table, Console())
+        for line in (*evaluation.memory.values(), *evaluation.notes):
+            print(line)
+
+    def _measure_runs(self) -> Evaluation:
         from triptych import api
 
-        table = api.evaluate(
-            self.run_folders, self.source, n_importance=self.importance_samples, seed=self.seed, verbose=not self.json
-        ).table
-        if self.json:
-            print(json.dumps(table.to_dict(), indent=2, ensure_ascii=False))
-        else:
-            from rich.console import Console
+        if self.data != DataConfig():
+            raise InputError("Runs remember how their data were read; settings of the data go with --reference.")
+        return api.evaluate(
+            self.run_folders, self.source, seed=self.seed, verbose=not self.json, **self.measure.to_arguments()
+        )
 
-            from triptych.report.table import print_table
+    def _measure_samples(self) -> Evaluation:
+        from triptych import api
 
-            print_table(table, Console())
+        if self.run_folders or self.source:
+            raise InputError("--samples and --reference go without run folders and --source; measure one or the other.")
+        if not self.samples or self.reference is None:
+            raise InputError("--samples and --reference go together: give both.")
+        given = self.measure.to_arguments()
+        for name in ("n_importance", "n_samples"):
+            if given.pop(name) != getattr(MeasureConfig(), {"n_importance": "importance_samples"}.get(name, name)):
+                raise InputError("--importance-samples and --n-samples are for models; samples are what they are.")
+        stems = [path.stem for path in self.samples]
+        names = [str(path) if stems.count(path.stem) > 1 else path.stem for path in self.samples]
+        if len(set(names)) < len(names):
+            raise InputError(f"--samples {max(names, key=names.count)} is given twice; give each once.")
+        return api.evaluate_samples(
+            dict(zip(names, self.samples, strict=True)),
+            load_source(self.reference, self.data),
+            seed=self.seed,
+            verbose=not self.json,
+            **given,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write the report of finished trainings, without training: triptych report runs/compare-digits --out report"""
+
+    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
+    """Run folders of models trained on the same data, or the folder of a comparison. Those that differ in their seed
+    alone make one row."""
+    out: Path | None = None
+    """Folder for table.json, table.csv and report.html; by default that of the comparison, if one is given."""
+    source: str | None = None
+    """The data, if it is no longer where the runs found it."""
+    seed: int = 0
+    """Seed of all draws."""
+    measure: OmitArgPrefixes[MeasureConfig] = MeasureConfig()
+
+    def run(self) -> None:
+        from triptych.comparison import compare_runs
+
+        out = self.out
+        if out is None:
+            first = self.run_folders[0]
+            if len(self.run_folders) > 1 or (first / "config.json").is_file():
+                raise InputError("report needs --out, a folder to write to.")
+            out = first
+        compare_runs(
+            self.run_folders,
+            self.source,
+            out=out,
+            seed=self.seed,
+            command=shlex.join(["triptych", *sys.argv[1:]]),
+            **self.measure.to_arguments(),
+        )
 
 
 @dataclass(frozen=True)

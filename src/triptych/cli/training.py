@@ -18,7 +18,7 @@ from triptych.cli.words import (
     parse_values,
     split_words,
 )
-from triptych.config import DataConfig, TrainConfig
+from triptych.config import DataConfig, MeasureConfig, TrainConfig
 from triptych.errors import InputError
 
 
@@ -73,10 +73,13 @@ class Compare:
     """Go on with the comparison in --out: finished models are kept, an interrupted one continues."""
     conditional: bool = False
     """Condition the models on the class labels."""
-    importance_samples: int = 64
-    """Samples of the importance-weighted bound of models that have one; 0 for none."""
+    seeds: int = 1
+    """Trainings of each model, with the seeds --seed, --seed + 1, ...: the table has means, and how far they differ."""
+    parameters: int | None = None
+    """Bring every model to about as many parameters, by its width; without it each has its default one."""
     settings: Settings = ()
     """Options of a model, as vae.n_latents=8 gan.gamma=0.5."""
+    measure: OmitArgPrefixes[MeasureConfig] = MeasureConfig()
     train: OmitArgPrefixes[TrainConfig] = TrainConfig()
     data: OmitArgPrefixes[DataConfig] = DataConfig()
 
@@ -99,9 +102,11 @@ class Compare:
             out=self.out,
             resume=self.resume,
             conditional=self.conditional,
-            n_importance=self.importance_samples,
+            seeds=self.seeds,
+            parameters=self.parameters,
             options=options,
             command=shlex.join(["triptych", *sys.argv[1:]]),
+            **self.measure.to_arguments(),
             **self.train.to_dict(),
         )
 

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Generator
 
-from triptych.data.dataset import Dataset, Split, level_dtype
+from triptych.data.dataset import Dataset, Split
 from triptych.errors import InputError
-from triptych.evaluation.features import ClassifierFeatures, Coordinates, FeatureExtractor, RandomConvFeatures
+from triptych.evaluation.columns import (
+    SAMPLE_BATCH,
+    cost_metrics,
+    likelihood_keys,
+    likelihood_metrics,
+    speed_metric,
+)
+from triptych.evaluation.features import FeatureExtractor
 from triptych.evaluation.latents import describe, latent_report
 from triptych.evaluation.likelihood import (
     describe_non_finite,
@@ -22,25 +30,19 @@ from triptych.evaluation.likelihood import (
     read_batch,
     summarise,
 )
-from triptych.evaluation.neighbours import FeatureSearch, Neighbours, show_neighbours
-from triptych.evaluation.results import Measurement, Metric, Row, Table
-from triptych.evaluation.sharpness import (
-    gradient_energy,
-    has_sharpness,
-    radial_power,
-    relative_sharpness,
-    spectral_distance,
-    spectrum,
-)
-from triptych.evaluation.two_sample import (
-    Z_95,
-    bootstrap_error,
-    frechet_distance,
-    gaussian_statistics,
-    kernel_distance,
-    neighbour_radii,
-    precision_recall,
-    wilson_interval,
+from triptych.evaluation.neighbours import Neighbours
+from triptych.evaluation.pretrained import find_extractors
+from triptych.evaluation.results import Measurement, Metric, PerClass, Row, Table, TrainingCost, averaged
+from triptych.evaluation.samples import (
+    BLURRED,
+    COPIES,
+    N_SHOWN,
+    NOISE,
+    TRAIN,
+    Progress,
+    SampleMeasures,
+    SampleResult,
+    share_of,
 )
 from triptych.models.base import (
     ApproximateDensity,
@@ -52,221 +54,317 @@ from triptych.models.base import (
 )
 from triptych.spaces import ImageSpace, PointSpace, Space
 
-Progress = Callable[[str], None]
-
-N_SHOWN = 16
-"""Reconstructions and samples with neighbours, for people to look at."""
-SAMPLE_BATCH = 256
-"""Most items drawn at once."""
-K_NEIGHBOURS = 3
-"""Neighbours that a ball of precision and recall reaches to (Kynkäänniemi et al. 2019 use 3)."""
-N_RESAMPLES = 100
-"""Of the bootstrap behind the intervals of the Fréchet distance and of sharpness."""
+HELD_OUT, TRUE = "held-out", "true density"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` returns."""
+    """What `evaluate` and `evaluate_samples` return."""
 
     table: Table
     """Models in the order given, then references that give the numbers meaning."""
     samples: dict[str, np.ndarray]
-    """By model: the draws behind the table, (n, *space.shape), in random order of their labels."""
+    """By row: the draws behind the table, (n, *space.shape), in random order of their labels; of several trainings the
+    first one's."""
     reconstructions: dict[str, tuple[np.ndarray, np.ndarray]]
     """By model with an encoder: held-out items and their reconstructions, (M, *space.shape) each."""
     neighbours: dict[str, Neighbours]
-    """By model: some samples beside their nearest training items; under 'held-out' the same of held-out items."""
+    """By row: some samples beside their nearest training items; under 'held-out' the same of held-out items."""
     neighbours_in_features: dict[str, Neighbours]
     """The same by distances in the first extractor's features, for images."""
     notes: tuple[str, ...]
     """What a reader must know to read the table rightly, a sentence each."""
+    memory: dict[str, str] = dataclasses.field(default_factory=dict)
+    """By row: does it only remember? A sentence or two, with the evidence."""
+    per_class: PerClass | None = None
+    """Where the data have labels."""
+
+
+@dataclass
+class _Found:
+    """What is known of one training of a model."""
+
+    measurements: dict[str, Measurement]
+    sample: SampleResult
+    likelihood: Likelihood | None = None
 
 
 def evaluate(
-    models: Mapping[str, GenerativeModel],
+    models: Mapping[str, GenerativeModel | Sequence[GenerativeModel]],
     dataset: Dataset,
     *,
     split: str = "test",
     n_importance: int = 64,
     n_samples: int | None = None,
-    extractors: Sequence[FeatureExtractor] | None = None,
+    extractors: Sequence[FeatureExtractor | str] | None = None,
+    discriminator: bool = True,
+    costs: Mapping[str, Sequence[TrainingCost]] | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Likelihood, two-sample distances and speed of models on the whole of a held-out split.
+    """Likelihood, two-sample distances, memorisation and speed of models on the whole of a held-out split.
 
     Arguments:
-        models: By the name of their row. Each runs on the device that it is on, in evaluation mode.
+        models: By the name of their row: a model, or several trainings of one, whose mean the row is. Each runs on the
+            device that it is on, in evaluation mode.
         dataset: Of the space the models were built for.
         split: 'test', or 'valid' while something is still being chosen.
         n_importance: Draws K of the importance-weighted bound of approximate densities; 0 for the ELBO alone.
         n_samples: Draws of each model, at most as many as the split has items (that many when None).
-        extractors: Features of the two-sample distances. By default random convolutions, and a classifier where the
-            data have labels; for points their coordinates.
-        seed: Of all randomness: draws, bounds, references, resampling, the classifier. The same for every model.
-        device: Where the default extractors run.
+        extractors: Features of the two-sample distances, or their names (see `find_extractors`); the first one's are
+            those in which copies are looked for, too. By default random convolutions, and a classifier where the data
+            have labels, else an autoencoder; for points their coordinates.
+        discriminator: Whether to train a fresh discriminator for each row, which takes most of the time.
+        costs: By the name of the row, what each training took: columns of their own.
+        seed: Of all randomness: draws, bounds, references, resampling, the trained extractors. The same for every
+            model.
+        device: Where the extractors and discriminators run.
         progress: Told what is being done, a short line each time.
     Raises:
         InputError: If a model is of another space, a name is that of a reference, or an argument is out of range.
     """
-    if split not in ("valid", "test"):
-        raise InputError(f"split is {split!r}; evaluate on 'test' or 'valid'.")
-    if n_samples is not None and n_samples < 1:
-        raise InputError(f"n_samples is {n_samples}; it must be at least 1.")
-    space, held_out = dataset.space, dataset.splits[split]
-    for name, model in models.items():
-        if name in (_TRAIN, _NOISE, _TRUE, HELD_OUT):
-            raise InputError(f"{name!r} names a reference row; call the model something else.")
-        if not _same_shape(model.space, space):
-            raise InputError(f"{name} models {model.space}; {dataset.name!r} holds {space}.")
-    tell = progress or (lambda line: None)
-    if extractors is None:
-        extractors = _default_extractors(dataset, seed, device, tell)
+    trainings = {name: [given] if isinstance(given, GenerativeModel) else list(given) for name, given in models.items()}
+    for name, several in trainings.items():
+        if not several:
+            raise InputError(f"{name} has no trained model to measure.")
+        for model in several:
+            if not _same_shape(model.space, dataset.space):
+                raise InputError(f"{name} models {model.space}; {dataset.name!r} holds {dataset.space}.")
+    measures, notes = _prepare(
+        list(trainings), dataset, split, n_samples, extractors, discriminator, seed, device, progress
+    )
+    space, held_out, tell = dataset.space, dataset.splits[split], measures.tell
     n = len(held_out) if n_samples is None else min(n_samples, len(held_out))
-    held_out_items = held_out.read()[0]
-    comparisons = [_Comparison(extractor, held_out_items, seed) for extractor in extractors]
-    sharpness = _SharpnessComparison(space, held_out_items, seed) if has_sharpness(space) else None
     samples: dict[str, np.ndarray] = {}
     reconstructions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    neighbours: dict[str, Neighbours] = {}
-    in_features: dict[str, Neighbours] = {}
-    search = None
-    if extractors and isinstance(space, ImageSpace):
-        tell(f"train split: {extractors[0].key} features")
-        search = FeatureSearch(extractors[0], dataset.train, seed=seed)
-    notes: list[str] = []
-    if any(isinstance(extractor, ClassifierFeatures) for extractor in extractors):
-        notes.append(
-            f"The classifier has learnt the train split, so in its features '{_TRAIN}' compares images that it knows"
-            " with images that it does not: a perfect model could get a little less."
-        )
-    rows: list[Row] = []
-
-    def distances(name: str, items: np.ndarray) -> dict[str, Measurement]:
-        found: dict[str, Measurement] = {}
-        if not np.isfinite(items).all():
-            notes.append(f"{name}: samples are not finite, so their distances are not defined.")
-        for comparison in comparisons:
-            tell(f"{name}: distances in {comparison.extractor.key} features")
-            found |= comparison.measure(items)
-        if sharpness is not None:
-            tell(f"{name}: sharpness")
-            found |= sharpness.measure(items)
-        return found
-
-    def look_for_copies(name: str, items: np.ndarray) -> None:
-        if np.isfinite(items).all():
-            tell(f"{name}: nearest training items")
-            neighbours[name] = show_neighbours(items[:N_SHOWN], dataset.train, space)
-            if search is not None:
-                in_features[name] = search.show(items[:N_SHOWN])
-
-    for name, model in models.items():
-        with evaluation_mode(model):
-            measurements = _likelihoods(name, model, held_out, n_importance, seed, notes, tell)
-            samples[name], speed = _draw(name, model, held_out.labels, n, seed, tell)
-            # Without a recognition network every item would be looked for by hundreds of steps.
-            is_slow = isinstance(model, ImplicitDensity) and model.recognition is None
-            if isinstance(model, LatentModel) and not is_slow:
-                reconstructions[name] = _reconstruct(model, held_out)
-            if isinstance(model, ApproximateDensity):
-                notes += [f"{name}: {line}" for line in _latents(model, held_out, measurements, seed)]
-        measurements |= distances(name, samples[name])
-        measurements["samples_per_second"] = speed
-        look_for_copies(name, samples[name])
-        rows.append(Row(name, model.panel, measurements))
-    rng = np.random.Generator(np.random.PCG64(seed))
-    spread = np.linspace(0, len(held_out) - 1, min(N_SHOWN, len(held_out))).astype(np.int64)
-    look_for_copies(HELD_OUT, held_out_items[spread])
-    train = dataset.train.read(np.sort(rng.permutation(len(dataset.train))[:n]))[0]
-    rows.append(Row(_TRAIN, None, distances(_TRAIN, train)))
-    rows.append(Row(_NOISE, None, _noise_likelihood(space, len(held_out)) | distances(_NOISE, _noise(dataset, n, rng))))
-    if dataset.log_density is not None:
-        nats = torch.tensor(dataset.log_density(held_out_items))
-        rows.append(Row(_TRUE, None, summarise(Likelihood(nats, "exact", "continuous"), space)))
-    if any(model.n_classes for model in models.values()):
+    found: dict[str, list[_Found]] = {}
+    for name, several in trainings.items():
+        for number, model in enumerate(several):
+            who = name if len(several) == 1 else f"{name} {number + 1}"
+            with evaluation_mode(model):
+                tell(f"{who}: likelihood")
+                likelihood = evaluate_likelihood(model, held_out, n_importance=n_importance, seed=seed)
+                measurements = _likelihoods(who, model, likelihood, held_out, n_importance, seed, notes)
+                drawn, speed = _draw(who, model, held_out.labels, n, seed, tell)
+                # Without a recognition network every item would be looked for by hundreds of steps.
+                is_slow = isinstance(model, ImplicitDensity) and model.recognition is None
+                if number == 0 and isinstance(model, LatentModel) and not is_slow:
+                    reconstructions[name] = _reconstruct(model, held_out)
+                if isinstance(model, ApproximateDensity):
+                    notes += [f"{who}: {line}" for line in _latents(model, held_out, measurements, seed)]
+            if not np.isfinite(drawn).all():
+                notes.append(f"{who}: samples are not finite, so their distances are not defined.")
+            sample = measures.measure(who, drawn)
+            measurements |= sample.measurements
+            measurements["samples_per_second"] = speed
+            if costs is not None and name in costs:
+                measurements |= costs[name][number].measurements()
+            found.setdefault(name, []).append(_Found(measurements, sample, likelihood))
+            samples.setdefault(name, drawn)
+    rows = [
+        Row(name, trainings[name][0].panel, averaged([one.measurements for one in several]))
+        for name, several in found.items()
+    ]
+    if any(model.n_classes for several in trainings.values() for model in several):
         notes.append(
             "Class-conditional models score log p(x | label) with the held-out labels, which can on average be up to "
             "log(number of classes) nats better than log p(x), and are drawn with these labels."
         )
-    if len(held_out) < 2000:
-        notes.append(
-            f"Two-sample distances rest on {len(held_out)} held-out items: below some 2,000 they are noisy, and the "
-            f"Fréchet distance and recall are biased; compare with the row '{_TRAIN}', which shares the bias."
-        )
-    metrics = _metrics(space, models, extractors, n_importance, split)
-    return Evaluation(Table(metrics, tuple(rows)), samples, reconstructions, neighbours, in_features, tuple(notes))
+    approximate = any(isinstance(several[0], ApproximateDensity) for several in trainings.values())
+    has_density = approximate or any(isinstance(several[0], TractableDensity) for several in trainings.values())
+    metrics = []
+    if has_density or isinstance(space, ImageSpace):
+        metrics += likelihood_metrics(space, split, n_importance, approximate=approximate)
+    metrics += [*measures.metrics(), speed_metric(space), *(cost_metrics(space) if costs else ())]
+    return _finish(measures, metrics, rows, found, samples, reconstructions, notes, n)
 
 
-HELD_OUT = "held-out"
-_TRAIN, _NOISE, _TRUE = "train vs held-out", "noise", "true density"
+def evaluate_samples(
+    sets: Mapping[str, np.ndarray],
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    extractors: Sequence[FeatureExtractor | str] | None = None,
+    discriminator: bool = True,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """The same columns of samples that anybody made, without a model: no likelihood, and no speed.
 
-
-class _Comparison:
-    """Two-sample distances to one held-out set in one extractor's features, whose statistics are computed once."""
-
-    def __init__(self, extractor: FeatureExtractor, held_out: np.ndarray, seed: int) -> None:
-        self.extractor, self.seed = extractor, seed
-        self.features = extractor(held_out)
-        if len(held_out) > K_NEIGHBOURS:
-            self.statistics = gaussian_statistics(self.features)
-            self.radii = neighbour_radii(self.features, K_NEIGHBOURS)
-
-    def measure(self, items: np.ndarray) -> dict[str, Measurement]:
-        """The columns of this extractor; 'not defined' for sets of three items or fewer, or items not finite."""
-        key, real = self.extractor.key, self.features
-        if min(len(items), len(real)) <= K_NEIGHBOURS or not np.isfinite(items).all():
-            return {metric.key: Measurement(None, n=len(items)) for metric in _distance_metrics(self.extractor, "")}
-        generated = self.extractor(items)
-        fd = frechet_distance(gaussian_statistics(generated), self.statistics)
-        fd_error = bootstrap_error(_frechet, generated, real, n_resamples=N_RESAMPLES, seed=self.seed)
-        kid, kid_error = kernel_distance(generated, real)
-        found = {
-            f"fd_{key}": Measurement(fd, max(0.0, fd - Z_95 * fd_error), fd + Z_95 * fd_error, len(generated)),
-            f"kid_{key}": Measurement(kid, kid - Z_95 * kid_error, kid + Z_95 * kid_error, len(generated)),
-        }
-        if self.extractor.has_neighbourhoods:
-            precision, recall = precision_recall(real, generated, K_NEIGHBOURS, real_radii=self.radii)
-            found[f"precision_{key}"] = Measurement(
-                precision, *wilson_interval(precision, len(generated)), len(generated)
+    Arguments:
+        sets: By the name of their row, samples in the data's units, (n, *space.shape); of more than the split has items
+            the first ones are taken, since several columns depend on n.
+        dataset, split, extractors, discriminator, seed, device, progress: As of `evaluate`.
+    Raises:
+        InputError: If samples are not of the data's space, or a name is that of a reference.
+    """
+    for name, items in sets.items():
+        dataset.space.check(items, name)
+    measures, notes = _prepare(list(sets), dataset, split, None, extractors, discriminator, seed, device, progress)
+    n = len(dataset.splits[split])
+    samples, found, rows = {}, {}, []
+    for name, items in sets.items():
+        samples[name] = items[:n]
+        if len(items) > n:
+            notes.append(f"{name}: of {len(items):,} samples the first {n:,} are measured, as many as held-out items.")
+        elif len(items) < n:
+            notes.append(
+                f"{name}: {len(items):,} samples against {n:,} held-out items; recall and coverage grow with the number"
+                " of samples, so compare them with equally many only."
             )
-            found[f"recall_{key}"] = Measurement(recall, *wilson_interval(recall, len(real)), len(real))
-        return found
+        sample = measures.measure(name, samples[name])
+        found[name] = [_Found(sample.measurements, sample)]
+        rows.append(Row(name, SAMPLES, sample.measurements))
+    return _finish(measures, measures.metrics(), rows, found, samples, {}, notes, n)
 
 
-class _SharpnessComparison:
-    """Sharpness beside that of one held-out set, whose features are computed once."""
+SAMPLES = "samples"
+"""In the place of a panel: nothing is known but the samples."""
 
-    def __init__(self, space: ImageSpace, held_out: np.ndarray, seed: int) -> None:
-        self.space, self.seed = space, seed
-        self.energies, self.powers = gradient_energy(held_out, space), radial_power(held_out, space)
 
-    def measure(self, items: np.ndarray) -> dict[str, Measurement]:
-        """Both columns; 'not defined' for sets of three items or fewer, as all distances are."""
-        n, space = len(items), self.space
-        if min(n, len(self.energies)) <= K_NEIGHBOURS:
-            return {metric.key: Measurement(None, n=n) for metric in _sharpness_metrics("")}
+def _prepare(
+    names: Sequence[str],
+    dataset: Dataset,
+    split: str,
+    n_samples: int | None,
+    extractors: Sequence[FeatureExtractor | str] | None,
+    discriminator: bool,
+    seed: int,
+    device: torch.device | str,
+    progress: Progress | None,
+) -> tuple[SampleMeasures, list[str]]:
+    """What all rows are measured with, and what there is to note so far."""
+    if split not in ("valid", "test"):
+        raise InputError(f"split is {split!r}; evaluate on 'test' or 'valid'.")
+    if n_samples is not None and n_samples < 1:
+        raise InputError(f"n_samples is {n_samples}; it must be at least 1.")
+    for name in names:
+        if name in (TRAIN, BLURRED, COPIES, NOISE, TRUE, HELD_OUT):
+            raise InputError(f"{name!r} names a reference row; call the model something else.")
+    tell = progress or (lambda line: None)
+    if extractors is None:
+        extractors = _default_extractors(dataset)
+    notes: list[str] = []
+    chosen: list[FeatureExtractor] = []
+    for extractor in extractors:
+        if isinstance(extractor, str):
+            made, missing = find_extractors([extractor], dataset, seed=seed, device=device, tell=tell)
+            chosen += made
+            notes += missing
+        else:
+            chosen.append(extractor)
+    if twice := [e.key for e in chosen if [other.key for other in chosen].count(e.key) > 1]:
+        raise InputError(f"extractors: {twice[0]!r} is named twice; name each once.")
+    measures = SampleMeasures(dataset, split, chosen, discriminator=discriminator, seed=seed, device=device, tell=tell)
+    return measures, notes
 
-        def distance(x: np.ndarray, y: np.ndarray) -> float:
-            return spectral_distance(spectrum(x, space), spectrum(y, space))
 
-        def ratio(x: np.ndarray, y: np.ndarray) -> float:
-            return relative_sharpness(x, y, space)
+def _finish(
+    measures: SampleMeasures,
+    metrics: Sequence[Metric],
+    rows: list[Row],
+    found: Mapping[str, list[_Found]],
+    samples: dict[str, np.ndarray],
+    reconstructions: dict[str, tuple[np.ndarray, np.ndarray]],
+    notes: list[str],
+    n: int,
+) -> Evaluation:
+    """The whole, with the reference rows."""
+    dataset, space = measures.dataset, measures.space
+    references = measures.references(n)
+    has_likelihoods = any(metric.key in likelihood_keys(space) for metric in metrics)
+    for name, sample in references.items():
+        measurements = sample.measurements
+        if name == NOISE and has_likelihoods:
+            measurements = _noise_likelihood(space, len(measures.held_out)) | measurements
+        rows.append(Row(name, None, measurements))
+    if dataset.log_density is not None and has_likelihoods:
+        nats = torch.tensor(dataset.log_density(measures.held_out))
+        rows.append(Row(TRUE, None, summarise(Likelihood(nats, "exact", "continuous"), space)))
+    first = {name: several[0].sample for name, several in found.items()} | references
+    shown = first | {HELD_OUT: measures.show_held_out()}
+    memory = {name: one.memory.describe(name) for name, one in first.items() if one.memory and name != NOISE}
+    return Evaluation(
+        Table(tuple(metrics), tuple(rows)),
+        samples,
+        reconstructions,
+        {name: sample.neighbours for name, sample in shown.items() if sample.neighbours is not None},
+        {name: sample.neighbours_in_features for name, sample in shown.items() if sample.neighbours_in_features},
+        (*notes, *measures.notes()),
+        memory,
+        _per_class(measures, found, references, metrics),
+    )
 
-        def measured(statistic: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray) -> Measurement:
-            value = statistic(x, y)
-            half = Z_95 * bootstrap_error(statistic, x, y, n_resamples=N_RESAMPLES, seed=self.seed)
-            return Measurement(value, max(0.0, value - half), value + half, n)
 
-        return {
-            "spectral_distance": measured(distance, radial_power(items, space), self.powers),
-            "sharpness": measured(ratio, gradient_energy(items, space), self.energies),
+def _per_class(
+    measures: SampleMeasures,
+    found: Mapping[str, list[_Found]],
+    references: Mapping[str, SampleResult],
+    metrics: Sequence[Metric],
+) -> PerClass | None:
+    """Likelihood, recall and share of samples by class; None where the held-out items have no labels."""
+    dataset = measures.dataset
+    labels = dataset.splits[measures.split].labels
+    if labels is None or dataset.n_classes < 2:
+        return None
+    classes = [labels == label for label in range(dataset.n_classes)]
+    nll = next((metric for metric in metrics if metric.key in likelihood_keys(measures.space)), None)
+
+    def of(one: _Found) -> dict[str, Measurement]:
+        """By key and class, flat."""
+        values: dict[str, Measurement] = {}
+        for number, members in enumerate(classes):
+            if not members.any():
+                continue
+            if one.likelihood is not None and nll is not None:
+                own = dataclasses.replace(one.likelihood, nats=one.likelihood.nats[torch.tensor(members)])
+                values[f"{nll.key} {number}"] = summarise(own, measures.space)[nll.key]
+            if one.sample.recalled is not None:
+                values[f"recall {number}"] = share_of(one.sample.recalled[members])
+            if one.sample.class_counts is not None:
+                counts = one.sample.class_counts
+                values[f"share {number}"] = share_of(np.arange(counts.sum()) < counts[number])
+        return values
+
+    rows = {}
+    everything = {**found, **{name: [_Found({}, sample)] for name, sample in references.items()}}
+    for name, several in everything.items():
+        values = averaged([of(one) for one in several])
+        keys = dict.fromkeys(key.rpartition(" ")[0] for key in values)
+        rows[name] = {
+            key: tuple(values.get(f"{key} {number}", Measurement(None)) for number in range(len(classes)))
+            for key in keys
         }
+    present = {key for row in rows.values() for key in row}
+    extractor = measures.extractors[0].key if measures.extractors else ""
+    known = (
+        *([nll] if nll is not None else []),
+        Metric(
+            "recall",
+            f"Recall ({extractor} features)",
+            "",
+            "higher",
+            "Share of the class's held-out items that lie in the samples' support; as the column of that name.",
+        ),
+        Metric(
+            "share",
+            "Share of the samples",
+            "",
+            "neither",
+            "Share of the samples that the classifier sees in the "
+            f"class; of the {measures.split} split it has the share that '{TRAIN}' shows.",
+        ),
+    )
+    names = dataset.class_names or tuple(map(str, range(dataset.n_classes)))
+    return PerClass(tuple(names), tuple(metric for metric in known if metric.key in present), rows)
 
 
-def _frechet(x: np.ndarray, y: np.ndarray) -> float:
-    return frechet_distance(gaussian_statistics(x), gaussian_statistics(y))
+def _default_extractors(dataset: Dataset) -> tuple[str, ...]:
+    if isinstance(dataset.space, PointSpace):
+        return ("coordinates",)
+    return ("random", "classifier" if dataset.n_classes > 1 else "autoencoder")
 
 
 def _same_shape(a: Space, b: Space) -> bool:
@@ -276,26 +374,18 @@ def _same_shape(a: Space, b: Space) -> bool:
     return type(a) is type(b) and a.shape == b.shape
 
 
-def _default_extractors(
-    dataset: Dataset, seed: int, device: torch.device | str, tell: Progress
-) -> tuple[FeatureExtractor, ...]:
-    if isinstance(dataset.space, PointSpace):
-        return (Coordinates(dataset.space),)
-    random = RandomConvFeatures(dataset.space, device=device)  # seed 0 always: a yardstick must not change
-    if dataset.n_classes < 2:
-        return (random,)
-    tell("training the classifier for features")
-    return (random, ClassifierFeatures.train(dataset, seed=seed, device=device))
-
-
 def _likelihoods(
-    name: str, model: GenerativeModel, held_out: Split, n_importance: int, seed: int, notes: list[str], tell: Progress
+    name: str,
+    model: GenerativeModel,
+    likelihood: Likelihood | None,
+    held_out: Split,
+    n_importance: int,
+    seed: int,
+    notes: list[str],
 ) -> dict[str, Measurement]:
     """The tightest value in the likelihood columns, and the ELBO beside it where that is not the tightest."""
-    tell(f"{name}: likelihood")
-    likelihood = evaluate_likelihood(model, held_out, n_importance=n_importance, seed=seed)
     if likelihood is None:
-        return {key: Measurement(None, n=len(held_out)) for key in _likelihood_keys(model.space)}
+        return {key: Measurement(None, n=len(held_out)) for key in likelihood_keys(model.space)}
     found = summarise(likelihood, model.space)
     trouble = describe_non_finite(likelihood)
     if trouble is not None:
@@ -303,7 +393,7 @@ def _likelihoods(
     if isinstance(model, ApproximateDensity) and n_importance > 0:
         elbo = evaluate_likelihood(model, held_out, seed=seed)
         assert elbo is not None
-        unit = _likelihood_keys(model.space)[0]
+        unit = likelihood_keys(model.space)[0]
         found[unit.replace("nll", "negative_elbo")] = summarise(elbo, model.space)[unit]
     return found
 
@@ -312,7 +402,7 @@ def _latents(
     model: ApproximateDensity, held_out: Split, measurements: Mapping[str, Measurement], seed: int
 ) -> list[str]:
     """What is to be known of a bound: how much the importance weights tighten it, and what the latents carry."""
-    nll, *_ = _likelihood_keys(model.space)
+    nll, *_ = likelihood_keys(model.space)
     bound, elbo = (measurements.get(key) for key in (nll, nll.replace("nll", "negative_elbo")))
     lines = []
     if bound is not None and elbo is not None and bound.value is not None and elbo.value is not None:
@@ -321,10 +411,6 @@ def _latents(
     if model.has_normal_prior and len(held_out) > 1:
         lines += describe(latent_report(model, held_out, seed=seed))
     return lines
-
-
-def _likelihood_keys(space: Space) -> tuple[str, ...]:
-    return ("nll_nats_per_image", "bits_per_dim") if isinstance(space, ImageSpace) else ("nll_nats_per_point",)
 
 
 @torch.no_grad()
@@ -367,15 +453,6 @@ def _reconstruct(model: LatentModel, held_out: Split) -> tuple[np.ndarray, np.nd
     return x.cpu().numpy(), model.decode(model.encode(x, labels), labels).cpu().numpy()
 
 
-def _noise(dataset: Dataset, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Uniform levels, or points uniform in the bounding box of the training data."""
-    space = dataset.space
-    if isinstance(space, ImageSpace):
-        return rng.integers(0, space.levels, size=(n, *space.shape), dtype=level_dtype(space.levels))
-    points = dataset.train.read()[0]
-    return rng.uniform(points.min(axis=0), points.max(axis=0), size=(n, space.dim)).astype(np.float32)
-
-
 def _noise_likelihood(space: Space, n: int) -> dict[str, Measurement]:
     """What uniform levels cost: any model of images should do better."""
     if not isinstance(space, ImageSpace):
@@ -383,124 +460,3 @@ def _noise_likelihood(space: Space, n: int) -> dict[str, Measurement]:
     nats = space.n_dims * math.log(space.levels)
     values = {"nll_nats_per_image": nats, "bits_per_dim": space.bits_per_dim(nats)}
     return {key: Measurement(value, n=n, kind="exact", measure="discrete") for key, value in values.items()}
-
-
-def _metrics(
-    space: Space,
-    models: Mapping[str, GenerativeModel],
-    extractors: Sequence[FeatureExtractor],
-    n_importance: int,
-    split: str,
-) -> tuple[Metric, ...]:
-    """The columns that this evaluation has."""
-    images = isinstance(space, ImageSpace)
-    item = "image" if images else "point"
-    likelihoods = any(isinstance(model, TractableDensity | ApproximateDensity) for model in models.values())
-    approximate = any(isinstance(model, ApproximateDensity) for model in models.values())
-    metrics = []
-    if likelihoods or images:
-        bound = (
-            f"the importance-weighted bound with {n_importance} draws (Burda et al. 2016)"
-            if n_importance
-            else "the ELBO with one draw (Kingma & Welling 2014)"
-        )
-        protocol = (
-            f"Mean of -log p(x) over the whole {split} split, ± 1.96 standard errors over items: exact without a sign, "
-            "'<=' where only a lower bound of log p is known"
-            + (f"; approximate densities: {bound}" if approximate else "")
-            + f". {'Probability of the integer levels' if images else 'Density in data units'}."
-        )
-        metrics.append(Metric(f"nll_nats_per_{item}", "NLL", f"nats/{item}", "lower", protocol))
-        if images:
-            protocol = f"NLL / ({space.n_dims} sub-pixels × ln 2). " + protocol
-            metrics.append(Metric("bits_per_dim", "Bits per dimension", "bits/dim", "lower", protocol))
-    if approximate and n_importance > 0:
-        protocol = (
-            f"Mean of -ELBO over the whole {split} split, one draw of z per item, ± 1.96 standard errors over items "
-            "(Kingma & Welling 2014). Looser than the NLL column's bound; the gap shows how far the encoder is from "
-            "the true posterior."
-        )
-        metrics.append(Metric(f"negative_elbo_nats_per_{item}", "-ELBO", f"nats/{item}", "lower", protocol))
-    for extractor in extractors:
-        metrics += _distance_metrics(extractor, split)
-    if has_sharpness(space):
-        metrics += _sharpness_metrics(split)
-    protocol = (
-        f"Median speed of drawing one batch of up to {SAMPLE_BATCH} (n in the cell), on the device the model was on, "
-        "including the copy to main memory."
-    )
-    metrics.append(Metric("samples_per_second", "Speed", f"{item}s/s", "higher", protocol))
-    return tuple(metrics)
-
-
-def _distance_metrics(extractor: FeatureExtractor, split: str) -> list[Metric]:
-    key, title = extractor.key, f"({extractor.key} features)" if extractor.key != "coordinates" else "(coordinates)"
-    sets = f"n samples against the whole {split} split, on {extractor.description}."
-    metrics = [
-        Metric(
-            f"fd_{key}",
-            f"FD {title}",
-            "",
-            "lower",
-            f"Squared Fréchet distance between Gaussians fitted to features (Heusel et al. 2017): {sets} Interval: "
-            f"± 1.96 standard deviations over {N_RESAMPLES} bootstrap resamples of both sets. Biased upwards at "
-            "small n: compare with the reference row.",
-        ),
-        Metric(
-            f"kid_{key}",
-            f"KID {title}",
-            "",
-            "lower",
-            f"Unbiased squared MMD with kernel (x·y/D + 1)^3 over all pairs (Bińkowski et al. 2018): {sets} "
-            "Interval: ± 1.96 jackknife standard errors, on the wide side near 0.",
-        ),
-    ]
-    if not extractor.has_neighbourhoods:
-        return metrics
-    return [
-        *metrics,
-        Metric(
-            f"precision_{key}",
-            f"Precision {title}",
-            "",
-            "higher",
-            f"Share of samples within the held-out items' {K_NEIGHBOURS}-nearest-neighbour balls (Kynkäänniemi et al. "
-            f"2019): {sets} Interval: Wilson 95 % over samples, with the balls as they are. Where noise scores well "
-            "too, the features are blind to it.",
-        ),
-        Metric(
-            f"recall_{key}",
-            f"Recall {title}",
-            "",
-            "higher",
-            f"Share of held-out items within the samples' {K_NEIGHBOURS}-nearest-neighbour balls (Kynkäänniemi et al. "
-            f"2019): {sets} Interval: Wilson 95 % over held-out items, with the balls as they are. Compare equal "
-            "n only; where noise scores well too, the features are blind to it.",
-        ),
-    ]
-
-
-def _sharpness_metrics(split: str) -> list[Metric]:
-    sets = f"n samples against the whole {split} split"
-    interval = f"Interval: ± 1.96 standard deviations over {N_RESAMPLES} bootstrap resamples of both sets."
-    return [
-        Metric(
-            "spectral_distance",
-            "Spectral distance",
-            "decades",
-            "lower",
-            "Root mean square difference of log10 power spectra over all spatial frequencies (radial means under a "
-            f"Hann window, after Durall et al. 2020): {sets}. 0 is the same sharpness at every scale; blur and noise "
-            f"both raise it, and so does wrong contrast. {interval} Biased upwards at small n: compare with the "
-            "reference row.",
-        ),
-        Metric(
-            "sharpness",
-            "Sharpness",
-            "held-out = 1",
-            "neither",
-            "Mean gradient energy (squared differences of neighbouring pixels, Subbarao et al. 1993) as a multiple of "
-            f"that of held-out images: {sets}. Best at 1: below, samples are blurred or pale; above, noisy or harsh. "
-            f"Blur and noise can balance; the spectral distance then shows both. {interval}",
-        ),
-    ]

@@ -76,7 +76,7 @@ class FeatureSearch:
         seed: Of that choice.
     """
 
-    def __init__(self, extractor: FeatureExtractor, split: Split, *, most: int = 20_000, seed: int = 0) -> None:
+    def __init__(self, extractor: FeatureExtractor, split: Split, *, most: int = 100_000, seed: int = 0) -> None:
         self.extractor, self.split = extractor, split
         rng = np.random.Generator(np.random.PCG64(seed))
         self.positions = np.sort(rng.permutation(len(split))[:most])

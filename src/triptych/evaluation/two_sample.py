@@ -52,6 +52,30 @@ def frechet_distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.n
     return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
 
 
+def extrapolated_frechet(x: np.ndarray, y: np.ndarray, *, n_splits: int = 4, seed: int = 0) -> float:
+    """The squared Fréchet distance that infinitely many items would give, FD-infinity: free of the bias in 1/N.
+
+    The distance of n items is too large by about c/n. Halves of both sets have twice that bias, so twice the distance
+    of all minus that of halves has none. It can fall below 0 by chance.
+
+    Arguments:
+        x, y: Features, (N, D) and (M, D), at least 4 each.
+        n_splits: Random divisions into halves, whose four distances are averaged.
+        seed: Of the divisions.
+    Source:
+        Chong & Forsyth 2020, arXiv:1911.07023, section 3. Differs: two sizes that use every item, instead of a line
+        through random subsets of fifteen sizes; both sets shrink, since both are finite.
+    """
+    x, y = _as_features(x, at_least=4), _as_features(y, at_least=4)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    halves = []
+    for _ in range(n_splits):
+        parts_x, parts_y = (np.array_split(z[rng.permutation(len(z))], 2) for z in (x, y))
+        of_x, of_y = ([gaussian_statistics(part) for part in parts] for parts in (parts_x, parts_y))
+        halves += [frechet_distance(a, b) for a in of_x for b in of_y]
+    return 2 * frechet_distance(gaussian_statistics(x), gaussian_statistics(y)) - float(np.mean(halves))
+
+
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Kernel distance: unbiased squared MMD under the kernel (x·y / D + 1)^3, over all pairs of items.
 
@@ -95,27 +119,25 @@ def neighbour_radii(features: np.ndarray, k: int) -> np.ndarray:
     """
     features = _as_features(features, at_least=k + 1)
     radii = np.empty(len(features))
-    for rows, distances in _squared_distances(features, features):
+    for rows, distances in squared_distance_blocks(features, features):
         distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = 0.0  # itself, without rounding
         radii[rows] = np.partition(distances, k, axis=1)[:, k]
     return radii
 
 
-def precision_recall(
+def supports(
     real: np.ndarray, generated: np.ndarray, k: int = 3, *, real_radii: np.ndarray | None = None
-) -> tuple[float, float]:
-    """Improved precision (are samples like the data?) and recall (do samples reach all of the data?).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which generated items lie in the support of the real ones, (M,), and which real ones in that of the generated,
+    (N,), bool: improved precision and recall, item by item.
 
-    A set's support is the union of the balls around its items that reach to their k-th nearest neighbour. Precision is
-    the share of generated items inside the real support, recall the share of real items inside the generated one.
+    A set's support is the union of the balls around its items that reach to their k-th nearest neighbour.
 
     Arguments:
         real: Features of data, (N, D), N > k.
-        generated: Features of samples, (M, D), M > k. Recall depends on M: compare equal sizes only.
+        generated: Features of samples, (M, D), M > k.
         k: Neighbours that a ball reaches to.
         real_radii: `neighbour_radii(real, k)`, when it is known from an earlier call.
-    Returns:
-        (precision, recall), each 0 .. 1, higher is better.
     Source:
         Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1-2.
     """
@@ -123,31 +145,62 @@ def precision_recall(
     if real_radii is None:
         real_radii = neighbour_radii(real, k)
     generated_radii = neighbour_radii(generated, k)
-    # Equal items are at distance 0 but for rounding, which must not carry them out of a ball of radius 0.
-    slack = 1e-12 * float((real**2).sum(axis=1).max() + (generated**2).sum(axis=1).max())
+    slack = _slack(real, generated)
     in_real = np.zeros(len(generated), dtype=bool)
     in_generated = np.zeros(len(real), dtype=bool)
-    for rows, distances in _squared_distances(real, generated):
+    for rows, distances in squared_distance_blocks(real, generated):
         in_real |= (distances <= real_radii[rows, None] + slack).any(axis=0)
         in_generated[rows] = (distances <= generated_radii + slack).any(axis=1)
+    return in_real, in_generated
+
+
+def precision_recall(
+    real: np.ndarray, generated: np.ndarray, k: int = 3, *, real_radii: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Improved precision (are samples like the data?) and recall (do samples reach all of the data?).
+
+    Precision is the share of generated items inside the real support, recall the share of real items inside the
+    generated one; see `supports` for the arguments.
+
+    Returns:
+        (precision, recall), each 0 .. 1, higher is better. Recall depends on M: compare equal sizes only.
+    Source:
+        Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1-2.
+    """
+    in_real, in_generated = supports(real, generated, k, real_radii=real_radii)
     return float(in_real.mean()), float(in_generated.mean())
 
 
-def coverage(real: np.ndarray, generated: np.ndarray, k: int = 5) -> float:
-    """Share of real items that have a generated one nearer than their k-th nearest other real item.
+def density_coverage(
+    real: np.ndarray, generated: np.ndarray, k: int = 5, *, real_radii: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Density of each generated item, (M,), and whether each real one is covered, (N,); their means are the metrics.
+
+    An item's density is the number of real items whose balls (to their k-th nearest neighbour) hold it, over k. A real
+    item is covered if its ball holds a generated one. Balls around generated items, which outliers inflate, play no
+    part.
 
     Arguments:
         real: Features of data, (N, D), N > k.
-        generated: Features of samples, (M, D). The value grows with M: compare equal sizes only.
+        generated: Features of samples, (M, D). Coverage grows with M: compare equal sizes only.
+        k: Neighbours that a ball reaches to.
+        real_radii: `neighbour_radii(real, k)`, when it is known from an earlier call.
     Returns:
-        0 .. 1, higher is better; of draws from one distribution, N = M, about 1 - 2^-k.
+        Of draws from one distribution, N = M, the means are about 1 and 1 - 2^-k. Density is not bounded by 1.
     Source:
-        Naeem et al. 2020, arXiv:2002.09797, eq. 6.
+        Naeem et al. 2020, arXiv:2002.09797, eq. 5-6.
     """
     real, generated = _as_features(real, at_least=k + 1), _as_features(generated, at_least=1)
-    radii = neighbour_radii(real, k)
-    nearest = np.concatenate([block.min(axis=1) for _, block in _squared_distances(real, generated)])
-    return float((nearest <= radii).mean())
+    if real_radii is None:
+        real_radii = neighbour_radii(real, k)
+    slack = _slack(real, generated)
+    density = np.zeros(len(generated))
+    covered = np.zeros(len(real), dtype=bool)
+    for rows, distances in squared_distance_blocks(real, generated):
+        inside = distances <= real_radii[rows, None] + slack
+        density += inside.sum(axis=0)
+        covered[rows] = inside.any(axis=1)
+    return density / k, covered
 
 
 def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
@@ -158,7 +211,7 @@ def mean_distance(x: np.ndarray, y: np.ndarray | None = None) -> float:
     """
     x = _as_features(x, at_least=2 if y is None else 1)
     other = x if y is None else _as_features(y, at_least=1)
-    total = sum(float(np.sqrt(block).sum()) for _, block in _squared_distances(x, other))
+    total = sum(float(np.sqrt(block).sum()) for _, block in squared_distance_blocks(x, other))
     # An item's distance to itself is 0 but for rounding.
     return total / (len(x) * (len(x) - 1 if y is None else len(other)))
 
@@ -184,7 +237,7 @@ def multiscale_mmd(x: np.ndarray, reference: np.ndarray, widths: Sequence[float]
 
     def sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         total = np.zeros(len(widths))
-        for _, block in _squared_distances(a, b):
+        for _, block in squared_distance_blocks(a, b):
             total += [np.exp(block / (-2 * width**2)).sum() for width in widths]
         return total
 
@@ -242,6 +295,11 @@ def _as_features(features: np.ndarray, at_least: int) -> np.ndarray:
     return features
 
 
+def _slack(real: np.ndarray, generated: np.ndarray) -> float:
+    """Equal items are at distance 0 but for rounding, which must not carry them out of a ball of radius 0."""
+    return 1e-12 * float((real**2).sum(axis=1).max() + (generated**2).sum(axis=1).max())
+
+
 def _sqrt_psd(matrix: np.ndarray) -> np.ndarray:
     """The symmetric square root; eigenvalues that rounding made negative count as 0."""
     values, vectors = np.linalg.eigh(matrix)
@@ -255,7 +313,7 @@ def _row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def squared_distance_blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """Squared Euclidean distances of a block of x's rows to all of y, (block, M), block after block."""
     y_norms = (y**2).sum(axis=1)
     for rows in _row_blocks(len(x), len(y)):

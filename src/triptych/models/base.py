@@ -118,6 +118,8 @@ class GenerativeModel(nn.Module, ABC):
     """Spaces the model can be built for."""
     panel: ClassVar[str]
     """'tractable', 'approximate' or 'implicit'."""
+    size_option: ClassVar[str | None] = "hidden"
+    """The option that sets how many parameters there are, the more the larger; None where the data do."""
 
     def __init__(self, space: Space, n_classes: int = 0) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from triptych.evaluation.neighbours import Neighbours
-from triptych.evaluation.results import Table
+from triptych.evaluation.results import PerClass, Table
 from triptych.spaces import Space
 
 
@@ -38,6 +38,16 @@ class PanelContent:
 
 
 @dataclass(frozen=True)
+class TradeOff:
+    """A figure of quality against cost: which models does no other beat in both?"""
+
+    quality: str
+    """Metric.key of the vertical axis, 'fd_random'."""
+    cost: str
+    """Metric.key of the horizontal axis, 'training_seconds'; less is better, logarithmic."""
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """The whole page."""
 
@@ -61,3 +71,7 @@ class ReportContent:
     """How it was done, a sentence each: budget, seed, selection, splits."""
     notes: tuple[str, ...] = ()
     """What a reader must know to read the table rightly, a sentence each."""
+    verdicts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By panel: what the numbers support and what they do not, a sentence each."""
+    per_class: PerClass | None = None
+    trade_offs: tuple[TradeOff, ...] = ()

@@ -17,7 +17,7 @@ from triptych.data.dataset import Dataset, Split, Subset
 from triptych.evaluation.features import Coordinates, FeatureExtractor, RandomConvFeatures
 from triptych.evaluation.neighbours import nearest_neighbours
 from triptych.evaluation.two_sample import (
-    coverage,
+    density_coverage,
     frechet_distance,
     gaussian_statistics,
     mean_distance,
@@ -170,7 +170,7 @@ class Watch:
         self._statistics = gaussian_statistics(self._features)
         self._spread = max(mean_distance(self._features), 1e-12)
         of_train = self._extractor(train)
-        self._coverage = max(coverage(self._features, of_train), 1e-12)
+        self._coverage = max(_coverage(self._features, of_train), 1e-12)
         self._searched = None
         if isinstance(self.space, ImageSpace):
             where = some(dataset.train, MAX_SEARCHED)
@@ -214,7 +214,7 @@ class Watch:
                 progress=progress,
                 distance=distance,
                 diversity=mean_distance(features) / self._spread,
-                coverage=coverage(self._features, features) / self._coverage,
+                coverage=_coverage(self._features, features) / self._coverage,
                 precision=precision_recall(self._features, features)[0],
                 copies=copies,
                 jsd_bound=bounds[0] if bounds else None,
@@ -240,3 +240,7 @@ class Watch:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.looks = [Look(**look) for look in state["looks"]]
         self.active = set(state["active"])
+
+
+def _coverage(real: np.ndarray, generated: np.ndarray) -> float:
+    return float(density_coverage(real, generated)[1].mean())

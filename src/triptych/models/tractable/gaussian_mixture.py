@@ -49,6 +49,7 @@ class GaussianMixture(TractableDensity, Estimated):
     """
 
     supports = (ImageSpace, PointSpace)
+    size_option = "n_components"
     weights: Tensor
     means: Tensor
     covariances: Tensor

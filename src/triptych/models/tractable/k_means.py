@@ -64,6 +64,7 @@ class KMeans(TractableDensity, Estimated):
     """
 
     supports = (ImageSpace, PointSpace)
+    size_option = "n_components"
     weights: Tensor
     centroids: Tensor
     variances: Tensor

@@ -53,6 +53,7 @@ class KernelDensity(TractableDensity, Estimated):
     """
 
     supports = (ImageSpace, PointSpace)
+    size_option = None
     centres: Tensor
     counts: Tensor
     estimated_bandwidth: Tensor

@@ -45,6 +45,7 @@ class ProbabilisticPCA(TractableDensity, Estimated):
     """
 
     supports = (ImageSpace, PointSpace)
+    size_option = "n_components"
     means: Tensor
     axes: Tensor
     variances: Tensor
