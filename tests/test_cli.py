@@ -89,10 +89,19 @@ def test_the_verbs_one_after_the_other(
     assert "n = 60" in ok("score", "run", source, "--split", "all")
     table = json.loads(ok("evaluate", "run", "--json"))
     assert table["rows"][0]["name"] == "pixel_cnn"
-    out = ok("compare", source, "--models", "vae,gan", "--set", "vae.hidden=8", "gan.hidden=8", *SMALL)
+    assert table["memory"].keys() <= {row["name"] for row in table["rows"]}
+    ok("sample", "run", "--n", "40", "--out", "mine.npz")
+    light = ["--features", "random", "--no-discriminator"]
+    table = json.loads(ok("evaluate", "--samples", "mine.npz", "--reference", source, "--json", *light))
+    assert table["rows"][0]["name"] == "mine"
+    assert table["rows"][0]["measurements"]["kid_random"]["n"] == 6
+    out = ok("compare", source, "--models", "vae,gan", "--set", "vae.hidden=8", "gan.hidden=8", *light, *SMALL)
     assert "not defined" in out
     assert Path("runs/compare-images/report.html").is_file()
     assert "triptych compare" in Path("runs/compare-images/report.html").read_text()
+    Path("runs/compare-images/report.html").unlink()
+    assert "Report: runs/compare-images/report.html" in ok("report", "runs/compare-images", *light)
+    assert "triptych report" in Path("runs/compare-images/report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,20 @@ def test_the_verbs_one_after_the_other(
         ("score no/run digits", "no/run"),
         ("evaluate", "at least one run"),
         ("evaluate no/run", "no/run"),
+        ("evaluate --samples no/folder --reference digits", "no/folder"),
+        ("evaluate --samples no/folder", "give both"),
+        ("evaluate --reference digits", "give both"),
+        ("evaluate run --samples a --reference digits", "one or the other"),
+        ("evaluate --samples a --reference digits --n-samples 3", "--n-samples"),
+        ("evaluate --samples a a --reference digits", "given twice"),
+        ("evaluate no/run --grey", "--reference"),
+        ("report no/run --out x", "no/run"),
+        ("report", "at least one run"),
+        ("report a b", "--out"),
+        ("compare digits --seeds 0 --budget 1steps", "at least once"),
+        ("compare digits --parameters 5 --budget 1steps", "cannot have some 5 parameters"),
+        ("compare digits --features rondom --budget 1steps", "Did you mean 'random'"),
+        ("compare digits --features , --budget 1steps", "--features"),
         ("compare digits --models", "at least one model"),
         ("compare digits --modles vae", "triptych compare --help"),
         ("compare digits --models vae,vae --budget 1steps", "twice"),

@@ -215,6 +215,8 @@ class Report:
     def run(self) -> None:
         from triptych.comparison import compare_runs
 
+        if not self.run_folders:
+            raise InputError("report needs at least one run folder.")
         out = self.out
         if out is None:
             first = self.run_folders[0]

@@ -110,7 +110,8 @@ def _samples(rows: list[Row], table: Table) -> list[str]:
         known = {name: cell for name, cell in cells.items() if cell.value is not None}
         if known:
             listed = ", ".join(f"{name} {100 * (cell.value or 0):.0f} %" for name, cell in known.items())
-            fooled = [name for name, cell in known.items() if cell.low is not None and cell.low <= 0.5]
+            ends = {name: cell.whole_interval for name, cell in known.items()}
+            fooled = [name for name, interval in ends.items() if interval is not None and interval[0] <= 0.5]
             found.append(
                 f"A fresh discriminator is right about new samples in: {listed} (guessing: 50 %)"
                 + (f"; about {', '.join(fooled)} it does no better than guessing." if fooled else ".")

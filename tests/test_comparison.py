@@ -1,0 +1,158 @@
+"""Several trainings of several models, finished runs measured again, and samples that somebody else made."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import triptych
+from triptych import InputError
+from triptych.data.dataset import Dataset
+from triptych.evaluation.results import Table
+
+QUICK: dict[str, Any] = {"budget": "4steps", "batch_size": 8, "validations": 2, "verbose": False}
+LIGHT: dict[str, Any] = {"extractors": ["random"], "discriminator": False, "n_importance": 2}
+SIZES: dict[str, dict[str, Any]] = {"pixel_cnn": {"hidden": 8, "n_blocks": 1}, "vae": {"hidden": 8}}
+
+
+def table_of(folder: Path) -> Table:
+    return Table.from_dict(json.loads((folder / "table.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def seeds(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison of two models with two trainings each."""
+    out = tmp_path_factory.mktemp("runs") / "all"
+    triptych.compare(tiny, ["pixel_cnn", "vae"], out=out, seeds=2, seed=3, options=SIZES, **LIGHT, **QUICK)
+    return out
+
+
+def test_several_seeds_are_trainings_of_one_row(seeds: Path, tiny: Dataset) -> None:
+    assert {path.name for path in seeds.iterdir()} == {"seed-3", "seed-4", "table.json", "table.csv", "report.html"}
+    row = next(row for row in table_of(seeds).rows if row.name == "vae")
+    nll = row.measurements["nll_nats_per_image"]
+    assert len(nll.seeds) == 2
+    assert nll.seeds[0] != nll.seeds[1]
+    assert nll.value == pytest.approx(np.mean(nll.seeds))
+    for seed, value in zip((3, 4), nll.seeds, strict=True):
+        run = seeds / f"seed-{seed}" / "vae"
+        assert json.loads((run / "config.json").read_text())["train"]["seed"] == seed
+        alone = triptych.evaluate([run], tiny, seed=3, verbose=False, **LIGHT).table.rows[0]
+        assert alone.measurements["nll_nats_per_image"].value == pytest.approx(value)
+    page = (seeds / "report.html").read_text()
+    assert "2; samples, curves and these facts are of the first" in page
+    assert "with seed 3, 4" in page
+    assert "seeds=2" in page
+
+
+def test_a_report_is_written_again_without_training(seeds: Path, tiny: Dataset, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in seeds.rglob("*") if path.is_file()}
+    again = triptych.compare_runs([seeds], tiny, out=tmp_path / "again", seed=3, verbose=False, **LIGHT)
+    assert {path: path.stat().st_mtime_ns for path in seeds.rglob("*") if path.is_file()} == before
+    for first, second in zip(table_of(seeds).rows, again.table.rows, strict=True):
+        assert first.name == second.name
+        for key, cell in first.measurements.items():
+            if key != "samples_per_second":
+                assert second.measurements[key] == cell, key
+    with pytest.raises(InputError, match="no finished run"):
+        triptych.compare_runs([tmp_path], tiny, out=tmp_path / "x", **LIGHT)
+    with pytest.raises(InputError, match="given twice"):
+        triptych.compare_runs([seeds, seeds / "seed-3" / "vae"], tiny, out=tmp_path / "x", verbose=False, **LIGHT)
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(tiny: Dataset, tmp_path: Path) -> None:
+    for name, hidden in (("small", 8), ("large", 12)):
+        triptych.fit("vae", tiny, out=tmp_path / name, hidden=hidden, **QUICK)
+    found = triptych.evaluate([tmp_path / "small", tmp_path / "large"], tiny, verbose=False, **LIGHT)
+    assert [row.name for row in found.table.rows[:2]] == ["small", "large"]
+    assert found.table.rows[0].measurements["nll_nats_per_image"].seeds == ()
+    assert found.table.rows[0].measurements["training_items"].value == 32
+
+
+def test_models_of_equal_size(tiny: Dataset, tmp_path: Path) -> None:
+    result = triptych.compare(tiny, ["pixel_cnn", "vae"], out=tmp_path / "all", parameters=20_000, **LIGHT, **QUICK)
+    for row in result.table.rows[:2]:
+        n = row.measurements["n_parameters"].value
+        assert n is not None
+        assert 15_000 < n < 25_000
+    with pytest.raises(InputError, match=r"leave out --set vae\.hidden"):
+        triptych.compare(tiny, ["vae"], out=tmp_path / "x", parameters=20_000, options={"vae": {"hidden": 4}}, **QUICK)
+    assert not (tmp_path / "x").exists()
+
+
+def test_wrong_comparisons_leave_nothing(tiny: Dataset, tmp_path: Path) -> None:
+    for wrong, word in (({"seeds": 0}, "at least once"), ({"extractors": ["klassifier"]}, "Did you mean 'classifier'")):
+        with pytest.raises(InputError, match=word):
+            triptych.compare(tiny, ["vae"], out=tmp_path / "x", **wrong, **QUICK)
+        assert not (tmp_path / "x").exists()
+
+
+def written(folder: Path, images: np.ndarray) -> Path:
+    """A folder of PNG files."""
+    folder.mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image if image.ndim == 2 else image.transpose(1, 2, 0)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_samples_of_another_tool_in_every_form(tiny: Dataset, tmp_path: Path) -> None:
+    items = tiny.valid.read()[0]
+    pictures = (items[:, 0].astype(int) * 85).astype(np.uint8)  # 4 levels
+    folder = written(tmp_path / "folder", pictures)
+    colour = written(tmp_path / "colour", np.repeat(pictures[:, None], 3, axis=1))
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as packed:
+        for file in folder.iterdir():
+            packed.write(file, file.name)
+    np.savez(tmp_path / "arrays.npz", images=items)
+    sources = [folder, colour, tmp_path / "packed.zip", tmp_path / "arrays.npz"]
+    samples: dict[str, Any] = {path.stem: path for path in sources} | {"array": items}
+    light = {"extractors": ["random"], "discriminator": False, "verbose": False}
+    found = triptych.evaluate_samples(samples, tiny, **light)
+    rows = {row.name: row for row in found.table.rows}
+    assert {rows[name].panel for name in samples} == {"samples"}
+    # The splits of a source are in random order, and its distances do not depend on it but for rounding.
+    for name in samples:
+        for key in ("kid_random", "fd_random", "precision_random", "recall_random", "sharpness", "distance_ratio"):
+            expected = rows["array"].measurements[key].value
+            assert rows[name].measurements[key].value == pytest.approx(expected, rel=1e-6, abs=1e-9), (name, key)
+    assert not any(metric.key.startswith(("nll", "bits", "samples_per")) for metric in found.table.metrics)
+    assert any("30 samples against 37 held-out items" in note for note in found.notes)
+    assert "array" in found.memory
+
+
+def test_samples_of_another_kind_are_refused(tiny: Dataset, tiny_points: Dataset, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    larger = written(tmp_path / "larger", rng.integers(0, 256, (20, 9, 8), dtype=np.uint8))
+    colour = written(tmp_path / "colour", rng.integers(0, 256, (20, 3, 8, 8), dtype=np.uint8))
+    for source in (larger, colour):
+        with pytest.raises(InputError, match=r"give samples of the same size, channels and levels"):
+            triptych.evaluate_samples({"them": source}, tiny, verbose=False)
+    np.save(tmp_path / "points.npy", rng.normal(size=(40, 3)).astype(np.float32))
+    with pytest.raises(InputError, match="the reference 'blobs'"):
+        triptych.evaluate_samples({"them": tmp_path / "points.npy"}, tiny_points, verbose=False)
+    with pytest.raises(InputError, match="at least one set"):
+        triptych.evaluate_samples({}, tiny)
+    with pytest.raises(InputError, match="names a reference row"):
+        triptych.evaluate_samples({"noise": tiny.valid.read()[0]}, tiny, verbose=False)
+
+
+def test_samples_in_the_colours_of_a_palette(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    palette = np.array([[0, 0, 0], [250, 10, 10], [10, 250, 10]], np.uint8)
+    indices = rng.integers(0, 3, (60, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=indices, palette=palette)
+    data = triptych.load_data(tmp_path / "data.npz")
+    folder = written(tmp_path / "folder", palette[indices[:20]].transpose(0, 3, 1, 2))
+    light = {"extractors": ["random"], "discriminator": False, "verbose": False}
+    found = triptych.evaluate_samples({"folder": folder}, data, **light)
+    assert len(found.samples["folder"]) == len(data.test) == 6
+    assert set(map(bytes, found.samples["folder"])) <= set(map(bytes, indices[:20]))
+    other = written(tmp_path / "other", np.full((20, 3, 8, 8), 77, np.uint8))
+    with pytest.raises(InputError, match="the same size, channels"):
+        triptych.evaluate_samples({"other": other}, data, **light)
