@@ -39,15 +39,15 @@ def main() -> None:
     def tell(line: str) -> None:
         steps.append((line, time.perf_counter() - began))
 
-    tell("held-out features and statistics")
     extractors, _ = find_extractors(arguments.features, data, seed=arguments.seed, device="cpu", tell=tell)
+    tell("held-out features and statistics")
     measures = SampleMeasures(
         data, "test", extractors, discriminator=False, seed=arguments.seed, device="cpu", tell=tell
     )
     ready = time.perf_counter()
     found = measures.measure("samples", items).measurements
     done = time.perf_counter()
-    ends = [start for _, start in steps[1:]] + [done - began]
+    ends = [*(start for _, start in steps[1:]), done - began]
     print(f"\n{arguments.n:,} samples, {len(data.test):,} held-out and {len(data.train):,} training images\n")
     print("| step | seconds |\n|---|---|")
     for (line, start), end in zip(steps, ends, strict=True):

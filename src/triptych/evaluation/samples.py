@@ -177,6 +177,7 @@ class SampleMeasures:
             found |= self._discriminate(items if finite else None)
         memory = near = in_features = counts = None
         if self._memory is not None:
+            self.tell(f"{name}: copies of training items")
             asked = features[0] if remembered is None else self.extractors[0](remembered)
             memory = None if asked is None else self._memory.measure(asked)
             found |= _memory_measurements(memory, len(items if remembered is None else remembered))
