@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-VOID = frozenset({"br", "img", "link", "meta"})
+VOID = frozenset({"br", "img", "link", "meta", "wbr"})
 
 
 class Html(str):
@@ -20,6 +20,12 @@ Attribute = str | int | float | bool | None
 def fragment(*children: Child) -> Html:
     """The children one after the other; None is left out."""
     return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children if c is not None))
+
+
+def breakable(name: str) -> Html:
+    """A name that may go to the next line after each underscore."""
+    first, *rest = name.split("_")
+    return fragment(first, *(fragment("_", element("wbr"), part) for part in rest))
 
 
 def element(name: str, /, *children: Child, **attributes: Attribute) -> Html:

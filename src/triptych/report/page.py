@@ -10,12 +10,16 @@ from pathlib import Path
 
 from triptych.evaluation.neighbours import Neighbours
 from triptych.files import write_text
+from triptych.report.classes import class_tables
 from triptych.report.comparison import comparison, metric_name, value_cell
 from triptych.report.content import PanelContent, ReportContent
 from triptych.report.curves import learning_curves
+from triptych.report.dots import metric_figures
 from triptych.report.figures import Painter, neighbour_table, painter_for
+from triptych.report.groups import key_metrics
 from triptych.report.html import Html, element, fragment
 from triptych.report.table import PANELS, best_cells
+from triptych.report.trade_off import trade_off_figures
 
 KNOWS = {
     "tractable": fragment("exact ", element("i", "p"), "(", element("i", "x"), ")"),
@@ -26,6 +30,10 @@ HOW_TO_READ = (
     "Each panel is a family of models, by what it knows of the probability p(x) of an item. Look at the samples beside"
     " the held-out data first, then at the numbers: an arrow says which way is better."
 )
+NOT_SUPPORTED = "Not supported:"
+"""How a verdict begins that says what the numbers do not show."""
+LONG = frozenset({"numbers", "figures", "classes", "learning"})
+"""Sections that need not stay on one sheet of paper."""
 N_KEY_NUMBERS = 6
 N_FRAMES = 8
 
@@ -44,7 +52,11 @@ def document(content: ReportContent) -> Html:
     sections = [
         section
         for section in (
+            _verdicts(content),
             _numbers(content),
+            _figures(content),
+            _trade_offs(content),
+            _classes(content),
             _learning(content),
             _over_time(content, painter),
             _reconstructions(content, painter),
@@ -95,7 +107,7 @@ def _script() -> Html:
 
 def _section(anchor: str, title: str, inside: Html) -> Html:
     heading = element("h2", title, id=anchor)
-    return element("section", heading, inside, aria_labelledby=anchor)
+    return element("section", heading, inside, aria_labelledby=anchor, class_="long" if anchor in LONG else None)
 
 
 def _header(content: ReportContent, links: list[Html]) -> Html:
@@ -150,17 +162,18 @@ def _panel(name: str, content: ReportContent, painter: Painter) -> Html:
 def _model(panel: PanelContent, content: ReportContent, painter: Painter) -> Html:
     """One model of the triptych: its name, samples, key numbers and facts."""
     best = best_cells(content.table)
-    numbers = [
-        (metric_name(metric), value_cell(metric, row.measurements[metric.key], (number, metric.key) in best))
-        for number, row in enumerate(content.table.rows)
-        if (row.name, row.panel) == (panel.name, panel.panel)
-        for metric in content.table.metrics
-        if metric.key in row.measurements
-    ]
+    numbers = []
+    for number, row in enumerate(content.table.rows):
+        if (row.name, row.panel) == (panel.name, panel.panel):
+            measured = [metric for metric in content.table.metrics if metric.key in row.measurements]
+            numbers += [
+                (metric_name(metric), value_cell(metric, row.measurements[metric.key], (number, metric.key) in best))
+                for metric in key_metrics(measured, N_KEY_NUMBERS)
+            ]
     drawing = painter.samples(panel.samples, f"Samples of {panel.title}")
     picture = element("figure", drawing, element("figcaption", "Samples"))
     facts = _pairs(panel.facts, "facts") if panel.facts else None
-    text = element("div", _pairs(numbers[:N_KEY_NUMBERS], "key-numbers") if numbers else None, facts)
+    text = element("div", _pairs(numbers, "key-numbers") if numbers else None, facts)
     heading = element("h4", panel.title, " ", element("code", panel.name))
     return element("article", heading, element("div", picture, text, class_="model-body"), class_="model")
 
@@ -182,10 +195,64 @@ def _distinct(panel: PanelContent, content: ReportContent) -> Html | None:
     return fragment(" ", element("code", panel.name)) if twins > 1 else None
 
 
+def _verdicts(content: ReportContent) -> Section | None:
+    """What the numbers say of each panel, and what they do not."""
+    panels = [(name, content.verdicts[name]) for name in (*PANELS, "samples") if content.verdicts.get(name)]
+    if not panels:
+        return None
+    figures = []
+    for name, sentences in panels:
+        items = []
+        for sentence in sentences:
+            sentence = sentence.replace(" %", "\u00a0%")
+            rest = sentence.removeprefix(NOT_SUPPORTED)
+            is_limit = rest != sentence
+            text = fragment(element("b", NOT_SUPPORTED), rest) if is_limit else sentence
+            items.append(element("li", text, class_="limit" if is_limit else None))
+        heading = element("h3", name.capitalize())
+        figures.append(element("section", heading, element("ul", *items, class_="sentences"), class_=name))
+    return "support", "What the numbers support", element("div", *figures, class_=f"verdicts columns-{len(figures)}")
+
+
 def _numbers(content: ReportContent) -> Section | None:
     if not content.table.metrics:
         return None
     return "numbers", "The numbers", comparison(content.table)
+
+
+def _figures(content: ReportContent) -> Section | None:
+    figures = metric_figures(content.table)
+    if figures is None:
+        return None
+    intro = (
+        "Each row of the table as a dot, with a line for its 95 % interval over items and, where there are several,"
+        " trainings. References are grey, and faint lines lead up from them. An arrow from a dot is a bound: the true"
+        " value lies that way. A hollow dot is an estimate. An arrow without a dot points to a value off the axis."
+    )
+    return "figures", "Figures of every metric", fragment(element("p", intro, class_="intro"), figures)
+
+
+def _trade_offs(content: ReportContent) -> Section | None:
+    figures = trade_off_figures(content.table, content.trade_offs)
+    if figures is None:
+        return None
+    intro = (
+        "Quality against cost, which is logarithmic. Filled: no other model of the same kind of value is at least as"
+        " good and as cheap; a stepped line joins these. Thin lines are 95 % intervals of quality; a model whose"
+        " interval crosses the stepped line may belong to it."
+    )
+    return "trade-offs", "Quality against cost", fragment(element("p", intro, class_="intro"), figures)
+
+
+def _classes(content: ReportContent) -> Section | None:
+    tables = class_tables(content.per_class, content.table) if content.per_class is not None else None
+    if tables is None:
+        return None
+    intro = (
+        "The stronger the shade of a cell, the larger its value, from the models' smallest to their largest. Point at a"
+        " cell for its interval."
+    )
+    return "classes", "Class by class", fragment(element("p", intro, class_="intro"), tables)
 
 
 def _learning(content: ReportContent) -> Section | None:

@@ -2,7 +2,7 @@
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   if (!body || body.rows.length < 2) continue;
-  const headers = [...table.tHead.rows[0].cells];
+  const headers = [...table.tHead.rows[table.tHead.rows.length - 1].cells];
   const initial = [...body.rows];
   headers.forEach((header, column) => {
     const button = document.createElement("button");

@@ -15,17 +15,20 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
-from triptych.evaluation.results import Measurement, Metric, Row, Table
+from triptych.evaluation.results import Measurement, Metric, Row, Table, format_value
 from triptych.files import write_text
 
 PANELS = ("tractable", "approximate", "implicit")
 ARROWS = {"lower": "↓", "higher": "↑", "neither": ""}
-CSV_FIELDS = ("name", "panel", "metric", "unit", "better", "value", "low", "high", "kind", "measure", "n")
+CSV_FIELDS = (
+    *("name", "panel", "metric", "unit", "better", "value", "low", "high", "kind", "measure", "n"),
+    *("seeds_n", "seed_error", "seeds"),
+)
 
 
 def arranged(table: Table) -> Table:
     """The same table with its models in the order of the panels and the reference rows last."""
-    order = (*PANELS, None)
+    order = (*PANELS, "samples", None)
     return replace(table, rows=tuple(sorted(table.rows, key=lambda row: order.index(row.panel))))
 
 
@@ -58,17 +61,27 @@ def measure_text(table: Table, metric: Metric, cell: Measurement) -> str:
     return {"discrete": "probability", "continuous": "density"}.get(cell.measure or "", "")
 
 
+def error_texts(cell: Measurement) -> list[str]:
+    """The interval over items, `± 0.012`, and that over trainings, `± 0.030 (3 trainings)`, as far as known."""
+    found = [cell.interval] if cell.interval else []
+    if cell.value is not None and cell.seed_error is not None:
+        found.append(f"± {format_value(cell.seed_error)} ({len(cell.seeds)} trainings)")
+    return found
+
+
 def reading_notes(table: Table) -> list[str]:
     """How to read the marks that this table uses, a sentence each."""
-    cells = [cell for row in table.rows for cell in row.measurements.values()]
-    kinds = {cell.kind for cell in cells if cell.value is not None}
-    metrics = {metric.key: metric for metric in table.metrics}
-    marks = {
-        cell.text(metrics[key].better)[0]
-        for row in table.rows
-        for key, cell in row.measurements.items()
-        if key in metrics and cell.kind == "lower bound" and cell.value is not None
-    }
+    known = {metric.key: metric for metric in table.metrics}
+    pairs = [(known[key], cell) for row in table.rows for key, cell in row.measurements.items() if key in known]
+    cells = [cell for _, cell in pairs]
+    defined = [(metric, cell) for metric, cell in pairs if cell.value is not None]
+    kinds = {cell.kind for _, cell in defined}
+    marks = {cell.text(metric.better)[0] for metric, cell in defined if cell.kind == "lower bound"}
+    at_least = list(
+        dict.fromkeys(
+            metric.title for metric in table.metrics for m, cell in defined if m == metric and cell.kind == "at least"
+        )
+    )
     notes = []
     if "exact" in kinds:
         notes.append("A likelihood without a mark is exact.")
@@ -76,19 +89,26 @@ def reading_notes(table: Table) -> list[str]:
         notes.append("≤ marks a bound: the model's true value is this or lower, by an unknown gap.")
     if "≥" in marks:
         notes.append("≥ marks a bound: the model's true value is this or higher, by an unknown gap.")
+    if at_least:
+        notes.append(
+            f"≥ under {' and '.join(at_least)} marks what could be shown with these items: the quantity itself is"
+            " this or more."
+        )
     if "estimate" in kinds:
         notes.append("~ marks an estimate: it approaches the true value with more draws, and can err to either side.")
     if any(cell.value is None for cell in cells):
         notes.append(
             "‘Not defined’: the model has no such quantity; one that can only sample gives no item a probability."
         )
-    if len({cell.measure for cell in cells if cell.measure and cell.value is not None}) > 1:
+    if len({cell.measure for _, cell in defined if cell.measure}) > 1:
         notes.append("A probability (of an integer image) and a density (of real coordinates) are not on one scale.")
-    if any(cell.interval for cell in cells):
-        notes.append("± and ranges are 95 % intervals; where two overlap, the order of the models may be chance.")
+    notes += _interval_notes(cells)
     if best_cells(table):
         rule = "Bold is the best model of its column"
-        mixed = len({(cell.kind, cell.measure) for cell in cells if cell.kind and cell.value is not None}) > 1
+        scales: dict[str, set[tuple[str | None, str | None]]] = defaultdict(set)
+        for metric, cell in defined:
+            scales[metric.key].add((cell.kind, cell.measure))
+        mixed = any(len(found) > 1 for found in scales.values())
         notes.append(
             f"{rule} among values of the same kind and measure: exact values, bounds and estimates are not ranked"
             " against each other."
@@ -96,6 +116,23 @@ def reading_notes(table: Table) -> list[str]:
             else f"{rule}."
         )
     return notes
+
+
+def _interval_notes(cells: list[Measurement]) -> list[str]:
+    """What the intervals of these cells are."""
+    over_items = any(cell.interval for cell in cells)
+    over_trainings = any(cell.seed_error is not None for cell in cells)
+    chance = "where two overlap, the order of the models may be chance."
+    if not over_trainings:
+        return [f"± and ranges are 95 % intervals; {chance}"] if over_items else []
+    numbers = "A value with a number of trainings behind it is the mean over them"
+    trainings = "95 % interval of that mean over trainings (Student's t)"
+    if not over_items:
+        return [f"{numbers}; ± is the {trainings}; {chance}"]
+    return [
+        f"{numbers}. The ± beside the number of trainings is the {trainings}; every other ± or range is a 95 % interval"
+        f" over items, for the trainings as they are. Both count: {chance}"
+    ]
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -134,16 +171,21 @@ class _Column:
         unit = " ".join(filter(None, (metric.unit, ARROWS[metric.better])))
         self.header = Text(_plain(f"{metric.title}\n{unit}", console), justify="right")
         self.cells = []
+        room = max(24, console.width - max(12, console.width // 3) - 5)
         for number, row in enumerate(table.rows):
             cell = row.measurements.get(metric.key)
             text = Text(style="dim" if row.panel is None else "")
             if cell is not None:
                 style = "bold" if (number, metric.key) in best else "dim italic" if cell.value is None else ""
                 text.append(_plain(cell.text(metric.better), console), style)
-                for detail in filter(None, (cell.interval, measure_text(table, metric, cell))):
-                    text.append(_plain(f" {detail}", console), "dim")
+                for detail in filter(None, (*error_texts(cell), measure_text(table, metric, cell))):
+                    # A detail that no narrow terminal has room for goes to the next line.
+                    last = text.plain.splitlines()[-1]
+                    gap = "\n" if len(last) + 1 + len(detail) > room else " "
+                    text.append(_plain(gap + detail, console), "dim")
             self.cells.append(text)
-        words = [*metric.title.split(), _plain(unit, console), *(text.plain for text in self.cells)]
+        words = [*metric.title.split(), _plain(unit, console)]
+        words += [line for text in self.cells for line in text.plain.splitlines()]
         self.width = max(map(len, words))
 
 
@@ -185,4 +227,7 @@ def _csv_line(row: Row, metric: Metric) -> dict[str, object]:
         "kind": cell.kind,
         "measure": cell.measure,
         "n": cell.n,
+        "seeds_n": len(cell.seeds) or None,
+        "seed_error": cell.seed_error,
+        "seeds": " ".join(map(repr, cell.seeds)),
     }
