@@ -211,7 +211,8 @@ def _verdicts(content: ReportContent) -> Section | None:
             items.append(element("li", text, class_="limit" if is_limit else None))
         heading = element("h3", name.capitalize())
         figures.append(element("section", heading, element("ul", *items, class_="sentences"), class_=name))
-    return "support", "What the numbers support", element("div", *figures, class_=f"verdicts columns-{len(figures)}")
+    n_columns = len(figures) if len(figures) <= 3 else 2
+    return "support", "What the numbers support", element("div", *figures, class_=f"verdicts columns-{n_columns}")
 
 
 def _numbers(content: ReportContent) -> Section | None:
