@@ -114,7 +114,7 @@ def _samples(rows: list[Row], table: Table) -> list[str]:
             fooled = [name for name, interval in ends.items() if interval is not None and interval[0] <= 0.5]
             found.append(
                 f"A fresh discriminator is right about new samples in: {listed} (guessing: 50 %)"
-                + (f"; about {', '.join(fooled)} it does no better than guessing." if fooled else ".")
+                + (f"; about {', '.join(fooled)} it may be guessing, as far as the intervals say." if fooled else ".")
             )
     return found
 
