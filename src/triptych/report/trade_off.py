@@ -122,7 +122,8 @@ def _figure(table: Table, quality: Metric, cost: Metric) -> Html | None:
     unit = _cost_unit(cost)
     arrow = {"higher": " ↑", "lower": " ↓"}.get(quality.better, "")
     plot = Plot(
-        (min(costs) / widen, max(costs) * widen),
+        # Under equal budgets most models stand at the right end: room for their names.
+        (min(costs) / widen, max(costs) * widen**2.5),
         y_range,
         size=SIZE,
         x_label=f"{cost.title}{', ' if unit else ''}{unit} ↓",
