@@ -115,7 +115,8 @@ def classifier_two_sample_test(
     if max_steps < 1:
         raise InputError(f"max_steps is {max_steps}; it must be at least 1.")
     device = torch.device(device)
-    rng = np.random.Generator(np.random.PCG64(seed))
+    # A stream of its own: the items may have been drawn with the same seed, and who learns must not depend on them.
+    rng = np.random.Generator(np.random.PCG64([seed, 2017]))
     real, generated = (items[rng.permutation(len(items))[:n]] for items in (real, generated))
     n_seen = round(0.6 * n)
     discriminate = _train((real[:n_seen], generated[:n_seen]), space, rng, max_steps, device)

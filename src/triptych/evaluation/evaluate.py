@@ -353,8 +353,7 @@ def _per_class(
             "Share of the samples",
             "",
             "neither",
-            "Share of the samples that the classifier sees in the "
-            f"class; of the {measures.split} split it has the share that '{TRAIN}' shows.",
+            f"Share of the samples that the classifier sees in the class; the row '{TRAIN}' shows that of the data.",
         ),
     )
     names = dataset.class_names or tuple(map(str, range(dataset.n_classes)))

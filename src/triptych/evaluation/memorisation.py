@@ -116,7 +116,7 @@ class Memory:
             if self.copying.p_value_farther < LEVEL / 2:
                 evidence += " (farther from the training set than new items would be)"
         if not self.support.is_bound:
-            evidence += f"; it seems to draw from some {self.support.n_items:,.0f} different items"
+            evidence += f"; its samples are as alike as if drawn from some {self.support.n_items:,.0f} different items"
             if self.support.low <= self.n_train:
                 evidence += f", and the training set has {self.n_train:,}"
         nearer = self.copying is not None and self.copying.p_value < LEVEL / 2
@@ -132,7 +132,7 @@ class Memory:
                 " do that leaves out what is rare"
             )
         elif not self.support.is_bound:
-            answer = f"{copies} of training items, but it repeats itself"
+            answer = f"{copies} of training items, but more of its samples are alike than of as many data"
         elif closer:
             answer = f"{copies}, though a little more of its samples are close to training items than chance allows"
         else:
