@@ -231,8 +231,8 @@ def memory_metrics(key: str, split: str) -> list[Metric]:
             "Support",
             "items",
             "higher",
-            "As if drawn from how many different items, by the birthday paradox (Arora & Zhang 2017); copies and collapse "
-            "make it small, and so does blur, which brings samples nearer to each other. It follows from "
+            "As if drawn from how many different items, by the birthday paradox (Arora & Zhang 2017). Copies and "
+            "collapse make it small, and so does blur, which brings samples nearer to each other. It follows from "
             f"the number of pairs of samples nearer to each other ({where}) than the nearest pair of as many {split} "
             "items; ≥ where there are no more than chance allows. Interval: exact Poisson 95 %.",
         ),
