@@ -72,13 +72,13 @@ def classifier_two_sample_test(
     max_steps: int | None = None,
     device: torch.device | str = "cpu",
 ) -> TwoSampleTest:
-    r"""Trains a fresh discriminator on some of the items and measures it on the others.
+    """Trains a fresh discriminator on some of the items and measures it on the others.
 
     As many items are taken from each set as the smaller one has, at random. The discriminator learns from about half
     (images: a small convolutional network; points: a network on standardised coordinates and their Fourier features).
     A smaller part, 750 of each set at most, chooses its best weights and calibrates its logits. The others test it.
 
-    Of the optimal discriminator D* the mean loss is $\ln 2 - \mathrm{JSD}(p_\text{data}, p_\text{model})$, and of any
+    Of the optimal discriminator D* the mean loss is ln 2 - JSD(data, model), and of any
     other it is larger: so ln 2 minus the loss on new items bounds the divergence from below.
 
     Under equal distributions the test items could change sets without anybody noticing. The p-value counts how many of
