@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ def test_several_seeds_are_trainings_of_one_row(seeds: Path, tiny: Dataset) -> N
 
 def test_a_report_is_written_again_without_training(seeds: Path, tiny: Dataset, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in seeds.rglob("*") if path.is_file()}
-    again = triptych.compare_runs([seeds], tiny, out=tmp_path / "again", seed=3, verbose=False, **LIGHT)
+    again = triptych.compare_runs(seeds, tiny, out=tmp_path / "again", verbose=False, **LIGHT)
     assert {path: path.stat().st_mtime_ns for path in seeds.rglob("*") if path.is_file()} == before
     for first, second in zip(table_of(seeds).rows, again.table.rows, strict=True):
         assert first.name == second.name
@@ -64,6 +66,64 @@ def test_a_report_is_written_again_without_training(seeds: Path, tiny: Dataset, 
         triptych.compare_runs([tmp_path], tiny, out=tmp_path / "x", **LIGHT)
     with pytest.raises(InputError, match="given twice"):
         triptych.compare_runs([seeds, seeds / "seed-3" / "vae"], tiny, out=tmp_path / "x", verbose=False, **LIGHT)
+    with pytest.raises(InputError, match="is no folder"):
+        triptych.compare_runs(seeds, tiny, out=seeds / "table.json", **LIGHT)
+    (tmp_path / "link").symlink_to(seeds / "seed-3" / "vae")
+    runs = [seeds / "seed-3" / "vae", tmp_path / "link"]
+    with pytest.raises(InputError, match="given twice"):
+        triptych.compare_runs(runs, tiny, out=tmp_path / "x", verbose=False, **LIGHT)
+
+
+def test_what_a_report_lacks_is_told(seeds: Path, tiny: Dataset, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    shutil.copytree(seeds, folder)
+    (folder / "seed-4" / "vae" / "summary.json").unlink()
+    shutil.rmtree(folder / "seed-3" / "vae" / "samples")
+    triptych.compare_runs([folder], tiny, out=folder, verbose=False, **LIGHT)
+    page = (folder / "report.html").read_text()
+    assert f"{folder / 'seed-4' / 'vae'} is missing: its training did not finish." in page
+    assert "none left out" in (seeds / "report.html").read_text()
+    assert "none left out" not in page
+    assert "No samples were kept during training." in page
+
+
+def test_seeds_stand_in_the_order_of_their_numbers(seeds: Path, tiny: Dataset, tmp_path: Path) -> None:
+    for seed, number in ((3, 9), (4, 10)):
+        shutil.copytree(seeds / f"seed-{seed}" / "vae", tmp_path / "all" / f"seed-{number}" / "vae")
+    again = triptych.compare_runs([tmp_path / "all"], tiny, out=tmp_path / "x", seed=3, verbose=False, **LIGHT)
+    cells = [table.rows[0].measurements["training_seconds"].seeds for table in (again.table,)]
+    wanted = next(row for row in table_of(seeds).rows if row.name == "vae").measurements["training_seconds"].seeds
+    assert cells == [wanted]
+
+
+def test_trainings_are_added_to_a_comparison_of_one_seed(tiny: Dataset, tmp_path: Path) -> None:
+    settings = {"out": tmp_path / "all", "seed": 3, "options": {"vae": SIZES["vae"]}, **LIGHT, **QUICK}
+    triptych.compare(tiny, ["vae"], **settings)
+    weights = (tmp_path / "all" / "vae" / "model.safetensors").read_bytes()
+    triptych.compare(tiny, ["vae"], seeds=2, resume=True, **settings)
+    assert (tmp_path / "all" / "vae" / "model.safetensors").read_bytes() == weights
+    assert not (tmp_path / "all" / "seed-3").exists()
+    (row,) = (row for row in table_of(tmp_path / "all").rows if row.panel)
+    assert len(row.measurements["nll_nats_per_image"].seeds) == 2
+    again = triptych.compare_runs([tmp_path / "all"], tiny, out=tmp_path / "again", verbose=False, **LIGHT)
+    assert again.table.rows[0].measurements["fd_random"] == row.measurements["fd_random"]
+
+
+def test_what_estimated_models_are_spared_is_said(tiny: Dataset, tmp_path: Path, seeds: Path) -> None:
+    settings = {**QUICK, "budget": "8images", "options": {"vae": SIZES["vae"]}}
+    result = triptych.compare(tiny, ["vae", "k_means"], out=tmp_path / "all", **LIGHT, **settings)
+    seen = {row.name: row.measurements["training_items"].value for row in result.table.rows[:2]}
+    assert seen == {"vae": 8, "k_means": 100}
+    assert "a choice by validation: k_means. One such" in (tmp_path / "all" / "report.html").read_text()
+    assert "Estimated from all" not in (seeds / "report.html").read_text()
+
+
+def test_the_page_has_the_call_that_repeats_it(seeds: Path) -> None:
+    page = html.unescape((seeds / "report.html").read_text())
+    call = "triptych.compare('tiny', ['pixel_cnn', 'vae'], budget='4steps', seed=3, seeds=2, n_importance=2,"
+    assert call in page
+    for part in ("extractors=['random']", "discriminator=False", f"options={SIZES!r}", "batch_size=8"):
+        assert part in page
 
 
 def test_runs_that_differ_in_more_than_the_seed_are_rows_of_their_own(tiny: Dataset, tmp_path: Path) -> None:
@@ -87,7 +147,14 @@ def test_models_of_equal_size(tiny: Dataset, tmp_path: Path) -> None:
 
 
 def test_wrong_comparisons_leave_nothing(tiny: Dataset, tmp_path: Path) -> None:
-    for wrong, word in (({"seeds": 0}, "at least once"), ({"extractors": ["klassifier"]}, "Did you mean 'classifier'")):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"seeds": 0}, "at least once"),
+        ({"extractors": ["klassifier"]}, "Did you mean 'classifier'"),
+        ({"n_samples": 0}, "n_samples is 0"),
+        ({"n_importance": -1}, "n_importance is -1"),
+        ({"options": {"gan": {"hidden": 4}}}, "'gan', which is not compared"),
+    ]
+    for wrong, word in cases:
         with pytest.raises(InputError, match=word):
             triptych.compare(tiny, ["vae"], out=tmp_path / "x", **wrong, **QUICK)
         assert not (tmp_path / "x").exists()
@@ -138,6 +205,8 @@ def test_samples_of_another_kind_are_refused(tiny: Dataset, tiny_points: Dataset
         triptych.evaluate_samples({"them": tmp_path / "points.npy"}, tiny_points, verbose=False)
     with pytest.raises(InputError, match="at least one set"):
         triptych.evaluate_samples({}, tiny)
+    with pytest.raises(InputError, match="them has no samples"):
+        triptych.evaluate_samples({"them": tiny.valid.read()[0][:0]}, tiny, verbose=False)
     with pytest.raises(InputError, match="names a reference row"):
         triptych.evaluate_samples({"noise": tiny.valid.read()[0]}, tiny, verbose=False)
 

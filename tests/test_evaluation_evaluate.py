@@ -11,9 +11,10 @@ from torch import Generator, Tensor
 
 from triptych.data.dataset import Dataset, Split, point_space_of
 from triptych.errors import InputError
-from triptych.evaluation.evaluate import Evaluation, evaluate
+from triptych.evaluation.evaluate import Evaluation, evaluate, evaluate_samples
 from triptych.evaluation.features import ClassifierFeatures, RandomConvFeatures
 from triptych.evaluation.results import Table, TrainingCost
+from triptych.evaluation.verdicts import verdicts
 from triptych.models.base import TractableDensity
 from triptych.models.registry import create_model
 from triptych.spaces import ImageSpace, PointSpace
@@ -340,6 +341,14 @@ def test_wrong_arguments(digits: Dataset) -> None:
         evaluate({"uniform": Uniform(ImageSpace(1, 8, 8, 16))}, digits)
 
 
+def test_every_seed_of_a_training_can_measure(digits: Dataset) -> None:
+    found = evaluate({}, digits, extractors=["random"], discriminator=False, seed=2**63 - 1)
+    assert found.table.rows[0].measurements["copying_z"].value is not None
+    for seed in (-1, 2**63):
+        with pytest.raises(InputError, match="seed is"):
+            evaluate({}, digits, extractors=["random"], discriminator=False, seed=seed)
+
+
 def test_the_gap_and_the_latents_of_a_bound_are_told(digits: Dataset) -> None:
     torch.manual_seed(0)
     model = create_model("vae", digits.space, n_latents=3, hidden=4)
@@ -376,6 +385,99 @@ def test_several_trainings_are_one_row_with_their_mean(digits: Dataset) -> None:
     assert [one.value for one in found.per_class.rows["fixed"]["nll_nats_per_image"]] == [pytest.approx(120)] * 10
     with pytest.raises(InputError, match="no trained model"):
         evaluate({"fixed": []}, digits)
+
+
+@pytest.mark.parametrize("odd", [math.inf, math.nan])
+def test_a_training_without_a_finite_likelihood_does_not_stop_the_others(digits: Dataset, odd: float) -> None:
+    class Fixed(Uniform):
+        def __init__(self, nats: float) -> None:
+            super().__init__(digits.space)
+            self.nats = nats
+
+        def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+            return torch.full((len(x),), -self.nats)
+
+    models = {"fixed": [Fixed(100.0), Fixed(odd)], "other": Fixed(120.0)}
+    found = evaluate(models, digits, n_samples=30, extractors=["random"], discriminator=False)
+    nll = found.table.rows[0].measurements["nll_nats_per_image"]
+    assert nll.value is not None
+    assert not math.isfinite(nll.value)
+    assert (nll.seed_error, nll.whole_interval) == (None, None)
+    assert any("fixed 2: of the held-out log-likelihoods, 301 of 301 values are not finite" in n for n in found.notes)
+    # JSON has no such numbers: they are text there, and come back as they were.
+    written = json.dumps(found.table.to_dict(), allow_nan=False)
+    again = Table.from_dict(json.loads(written)).rows[0].measurements["nll_nats_per_image"]
+    assert again.value == pytest.approx(nll.value, nan_ok=True)
+    assert again.seeds == pytest.approx(nll.seeds, nan_ok=True)
+    said = verdicts(found.table, digits.space)["tractable"]
+    assert any(line.startswith("Of other, the exact negative log-likelihood is 120.0") for line in said)
+    assert any(line.startswith("Without a place: fixed, whose NLL is not finite") for line in said)
+
+
+def test_whether_it_remembers_is_told_of_every_training(digits: Dataset) -> None:
+    models = {"copier": [Copier(digits), Uniform(digits.space)]}
+    found = evaluate(models, digits, extractors=["random"], discriminator=False)
+    assert "copier 1: it only remembers" in found.memory["copier"]
+    assert "copier 2: no sign of remembering" in found.memory["copier"]
+
+
+def test_an_elbo_that_chance_puts_below_its_bound_is_not_called_looser(digits: Dataset) -> None:
+    class Lucky(Bounded):
+        def elbo(
+            self, x: Tensor, n_samples: int = 1, *, labels: Tensor | None = None, generator: Generator | None = None
+        ) -> Tensor:
+            return torch.full((len(x),), -88.0)
+
+    found = evaluate({"lucky": Lucky(digits.space)}, digits, n_samples=6, extractors=[], discriminator=False)
+    assert any("came out 2.00 nats tighter" in note and "chance" in note for note in found.notes)
+
+
+def test_reference_rows_have_as_many_items_as_there_are_samples(digits: Dataset) -> None:
+    light = {"extractors": ["random"], "discriminator": False}
+    given = digits.train.read()[0]
+    found = evaluate_samples({"few": given[:50], "fewer": given[:40]}, digits, **light)
+    by_name = {row.name: row.measurements for row in found.table.rows}
+    for name in ("few", "train vs held-out", "blurred", "copies of the training set", "noise"):
+        assert by_name[name]["fd_random"].n == 50
+        assert by_name[name]["authenticity"].n == 50, name
+    assert by_name["fewer"]["fd_random"].n == 40
+    # More than held-out items: some of them at random, since many tools write them class by class.
+    many = evaluate_samples({"many": given}, digits, **light)
+    assert len(many.samples["many"]) == N_TEST
+    assert not np.array_equal(many.samples["many"], given[:N_TEST])
+    assert any("of 500 samples 301, chosen at random, are measured" in note for note in many.notes)
+
+
+def test_labels_of_some_splits_alone_bring_no_classifier(digits: Dataset) -> None:
+    train, valid, test = (split.read() for split in digits.splits.values())
+    splits = Split(train[0], train[1]), Split(valid[0][:40]), Split(test[0][:40])
+    data = Dataset("partly labelled", digits.space, *splits, digits.class_names)
+    keys = [metric.key for metric in evaluate({}, data, discriminator=False).table.metrics]
+    assert "fd_autoencoder" in keys
+    assert "fd_classifier" not in keys
+
+
+def test_shares_of_classes_that_are_not_held_out(digits: Dataset) -> None:
+    items, labels = digits.test.read()
+    assert labels is not None
+    zeros = labels == 0
+    test = Split(items[~zeros], labels[~zeros])
+    data = Dataset("no zeros held out", digits.space, digits.train, digits.valid, test, digits.class_names)
+    found = evaluate_samples({"zeros": items[zeros]}, data, extractors=["random", "classifier"], discriminator=False)
+    assert found.per_class is not None
+    row = found.per_class.rows["zeros"]
+    assert row["recall"][0].value is None
+    shares = [cell.value or 0.0 for cell in row["share"]]
+    assert shares[0] > 0.8
+    assert sum(shares) == pytest.approx(1)
+
+
+def test_too_few_items_for_any_distance_are_told_once(digits: Dataset) -> None:
+    few = Split(digits.test.read()[0][:3])
+    data = Dataset("few", digits.space, digits.train, digits.valid, few)
+    found = evaluate({"uniform": Uniform(digits.space)}, data, extractors=["random"])
+    assert found.notes == ("3 held-out items are too few to compare samples with: it takes 6.",)
+    assert found.table.rows[0].measurements["kid_random"].value is None
 
 
 def test_extractors_by_name_are_each_wanted_once(digits: Dataset) -> None:

@@ -73,6 +73,33 @@ def test_samples_stand_between_perfect_and_noise() -> None:
     assert any(s.startswith("Not supported: any statement on how probable") for s in found)
 
 
+def test_without_intervals_nothing_is_beyond_chance() -> None:
+    one = {"nll_nats_per_image": Measurement(80.0, n=1, kind="exact", measure="discrete")}
+    other = {"nll_nats_per_image": Measurement(81.0, n=1, kind="exact", measure="discrete")}
+    found = verdicts(table(Row("a", "tractable", one), Row("b", "tractable", other)), SPACE)["tractable"]
+    assert any(s.endswith("the next, b, has 81.00. Without intervals the order may be chance.") for s in found)
+    assert not any("by more than chance" in s for s in found)
+
+
+def test_what_is_not_finite_has_no_rank() -> None:
+    for odd in (float("nan"), float("inf"), float("-inf")):
+        endless = {"nll_nats_per_image": Measurement(odd, n=9, kind="exact", measure="discrete")}
+        rows = [Row("odd", "tractable", endless | {"kid_random": Measurement(odd)})]
+        rows += [Row("a", "tractable", nats(80, 1) | near(1, 0.1)), Row("b", "tractable", nats(90, 1) | near(2, 0.1))]
+        found = verdicts(table(*rows, *REFERENCES), SPACE)["tractable"]
+        assert any(s.startswith("a has the lowest exact negative log-likelihood, 80.00") for s in found)
+        assert any(s.startswith("Without a place: odd") for s in found)
+        assert any(s.startswith("a has the samples nearest to the data") for s in found)
+
+
+def test_a_distance_that_noise_passes_says_so() -> None:
+    blind = (Row("train vs held-out", None, near(0.0, 0.1)), Row("noise", None, near(0.05, 0.1)))
+    found = verdicts(table(Row("gan", "implicit", near(0.1, 0.1)), *blind), SPACE)["implicit"]
+    assert any(s.endswith("gan cannot be told from perfect by it, but neither can noise.") for s in found)
+    found = verdicts(table(Row("gan", "implicit", near(1, 0.1)), *blind), SPACE)["implicit"]
+    assert any(s.endswith("each of these models can be told from perfect by it, though noise cannot.") for s in found)
+
+
 def test_what_is_not_defined_is_left_out() -> None:
     rows = (Row("gan", "implicit", {"nll_nats_per_image": Measurement(None), "kid_random": Measurement(None)}),)
     found = verdicts(table(*rows, *REFERENCES), SPACE)["implicit"]

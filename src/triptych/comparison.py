@@ -17,11 +17,11 @@ from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, nearest_name
 from triptych.evaluation.columns import likelihood_keys
-from triptych.evaluation.evaluate import HELD_OUT, Evaluation
+from triptych.evaluation.evaluate import HELD_OUT, Evaluation, check_counts
 from triptych.evaluation.pretrained import check_extractors
 from triptych.evaluation.results import Table
 from triptych.evaluation.verdicts import verdicts
-from triptych.models.base import GenerativeModel
+from triptych.models.base import Estimated, GenerativeModel
 from triptych.models.registry import find_models, model_class
 from triptych.report.content import PanelContent, ReportContent, TradeOff
 from triptych.report.page import write_report
@@ -95,8 +95,11 @@ def compare(
     if len(set(names)) < len(names):
         raise InputError(f"models: {max(names, key=names.count)!r} is named twice; name each model once.")
     chosen = {name: dict((options or {}).get(name, {})) for name in names}
+    if unused := [name for name in options or {} if name not in chosen]:
+        raise InputError(f"options are for {unused[0]!r}, which is not compared; the models are {', '.join(names)}.")
     if seeds < 1:
         raise InputError(f"seeds is {seeds}; train each model at least once.")
+    check_counts(n_importance, n_samples)
     for key in train:
         if key not in api.TRAIN_FIELDS:
             raise InputError(f"There is no training setting {key!r}.{nearest_name(key, api.TRAIN_FIELDS)}")
@@ -117,7 +120,11 @@ def compare(
     stopped: dict[str, str] = {}
     for seed in range(config.seed, config.seed + seeds):
         for name in names:
-            run = Path(name) if seeds == 1 else Path(f"seed-{seed}") / name
+            alone, among = Path(name), Path(f"seed-{seed}") / name
+            run, other = (alone, among) if seeds == 1 else (among, alone)
+            # Trainings are added to one, or one is looked at alone: what is there already is not trained again.
+            if resume and seed == config.seed and not _is_begun(folder / run) and _is_begun(folder / other):
+                run = other
             settings = {**config.to_dict(), "seed": seed, **chosen[name]}
             try:
                 api.fit_one_of_several(
@@ -142,7 +149,20 @@ def compare(
         discriminator=discriminator,
         seed=config.seed,
         device=config.device,
-        command=command or _python_command(data, names, config, seeds),
+        command=command
+        or _python_command(
+            data,
+            names,
+            config,
+            seeds=(seeds, 1),
+            parameters=(parameters, None),
+            conditional=(conditional, False),
+            n_importance=(n_importance, 64),
+            n_samples=(n_samples, None),
+            extractors=(extractors, None),
+            discriminator=(discriminator, True),
+            options=(options or None, None),
+        ),
         notes=tuple(f"{name} is missing: its training stopped. {why}" for name, why in stopped.items()),
         verbose=verbose,
     )
@@ -152,7 +172,7 @@ def compare(
 
 
 def compare_runs(
-    runs: Sequence[str | Path],
+    runs: Sequence[str | Path] | str | Path,
     data: Dataset | str | Path | None = None,
     *,
     out: str | Path,
@@ -160,7 +180,7 @@ def compare_runs(
     n_samples: int | None = None,
     extractors: Sequence[str] | None = None,
     discriminator: bool = True,
-    seed: int = 0,
+    seed: int | None = None,
     device: str = "auto",
     command: str = "",
     notes: tuple[str, ...] = (),
@@ -174,7 +194,8 @@ def compare_runs(
         runs: Run folders of models trained on the same data, or folders of several, as of a comparison.
         data: The data, if it is no longer where the runs found it.
         out: Folder for the table and the page.
-        n_importance, n_samples, extractors, discriminator, seed: As of `triptych.evaluation.evaluate.evaluate`.
+        n_importance, n_samples, extractors, discriminator: As of `triptych.evaluation.evaluate.evaluate`.
+        seed: Of all draws; by default the lowest of the trainings, as `compare` has it.
         device: 'auto', 'cpu' or 'cuda'.
         command: The command that repeats this, for the page.
         notes: What else a reader must know.
@@ -182,7 +203,19 @@ def compare_runs(
     Raises:
         InputError: If a run is incomplete, or the runs were trained on different data.
     """
+    runs = [runs] if isinstance(runs, str | Path) else runs
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is no folder; give another --out.")
     folders = [folder for run in runs for folder in _runs_in(Path(run))]
+    places = [folder.resolve() for folder in folders]
+    if twice := next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None):
+        raise InputError(f"{twice} is given twice; give each run once.")
+    if seed is None:
+        seed = min((_seed_of(folder) for folder in folders), default=0)
+    notes += tuple(
+        f"{folder} is missing: its training did not finish." for run in runs for folder in _unfinished_in(Path(run))
+    )
     evaluation, groups, dataset = api.evaluate_runs(
         folders,
         data,
@@ -195,10 +228,10 @@ def compare_runs(
         verbose=verbose,
     )
     evaluation = dataclasses.replace(evaluation, notes=(*notes, *evaluation.notes))
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    content = _content(evaluation, dataset, groups, command or _report_command(runs, out), seed)
     write_table(evaluation.table, out)
+    protocol = _protocol(groups, dataset, seed, complete=not notes)
+    content = _content(evaluation, dataset, groups, command or _report_command(runs, out), protocol)
     write_report(content, out / "report.html")
     console = Console(quiet=not verbose)
     print_table(evaluation.table, console)
@@ -206,20 +239,57 @@ def compare_runs(
     return Comparison(evaluation.table, {name: api.load(several[0]) for name, several in groups.items()}, out)
 
 
+def _is_begun(run: Path) -> bool:
+    return (run / "config.json").is_file()
+
+
 def _runs_in(folder: Path) -> list[Path]:
     """The folder itself, if it is a run; else the finished runs in it, and in its folders of seeds."""
-    if (folder / "config.json").is_file() or not folder.is_dir():
+    if _is_begun(folder) or not folder.is_dir():
         return [folder]
-    found = sorted({path.parent for pattern in ("*", "seed-*/*") for path in folder.glob(f"{pattern}/summary.json")})
+    found = _folders_with("summary.json", folder)
     if not found:
         raise InputError(f"{folder} holds no finished run; give run folders, or the folder of a comparison.")
     return found
 
 
-def _python_command(data: Dataset, names: list[str], config: TrainConfig, seeds: int) -> str:
-    source = data.source.get("source", data.name)
-    several = f", seeds={seeds}" if seeds > 1 else ""
-    return f"triptych.compare({source!r}, {names!r}, budget={config.budget!r}, seed={config.seed}{several})"
+def _unfinished_in(folder: Path) -> list[Path]:
+    """What `_runs_in` leaves out: runs that were begun."""
+    if _is_begun(folder):
+        return []
+    finished = _folders_with("summary.json", folder)
+    return [run for run in _folders_with("config.json", folder) if run not in finished]
+
+
+def _folders_with(file: str, folder: Path) -> list[Path]:
+    """Folders in a comparison's folder that hold a file; those of several seeds in the order of their numbers."""
+
+    def place(run: Path) -> tuple[int, Path]:
+        number = run.parent.name.removeprefix("seed-")
+        return (int(number) if run.parent != folder and number.isdecimal() else -1), run
+
+    return sorted(
+        {path.parent for pattern in ("*", "seed-*/*") for path in folder.glob(f"{pattern}/{file}")}, key=place
+    )
+
+
+def _seed_of(run: Path) -> int:
+    """The seed of a training; 0 of what is no run, which measuring refuses."""
+    try:
+        seed = read_json(run / "config.json")["train"]["seed"]
+    except (InputError, KeyError, TypeError):
+        return 0
+    return seed if isinstance(seed, int) else 0
+
+
+def _python_command(data: Dataset, names: list[str], config: TrainConfig, **others: tuple[Any, Any]) -> str:
+    """The call that repeats a comparison; of the other arguments, each with its default, those that differ from it."""
+    given = {"budget": config.budget, "seed": config.seed}
+    given |= {key: value for key, (value, usual) in others.items() if value != usual}
+    given |= {key: value for key, value in config.to_dict().items() if value != getattr(TrainConfig(), key)}
+    read = ", ".join(f"{key}={value!r}" for key, value in data.source.items())
+    source = repr(data.source.get("source", data.name)) if len(data.source) < 2 else f"triptych.load_data({read})"
+    return f"triptych.compare({source}, {names!r}, {', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
 
 def _report_command(runs: Sequence[str | Path], out: Path) -> str:
@@ -227,7 +297,7 @@ def _report_command(runs: Sequence[str | Path], out: Path) -> str:
 
 
 def _content(
-    evaluation: Evaluation, data: Dataset, groups: Mapping[str, Sequence[Path]], command: str, seed: int
+    evaluation: Evaluation, data: Dataset, groups: Mapping[str, Sequence[Path]], command: str, protocol: tuple[str, ...]
 ) -> ReportContent:
     """Gathers what the page shows from the evaluation and the run folders."""
     names = list(evaluation.samples)
@@ -251,7 +321,7 @@ def _content(
         data=facts,
         command=command,
         environment=environment(),
-        protocol=_protocol(groups, data, seed),
+        protocol=protocol,
         notes=evaluation.notes,
         verdicts=verdicts(evaluation.table, data.space, evaluation.memory),
         per_class=evaluation.per_class,
@@ -275,7 +345,7 @@ def _panel(name: str, evaluation: Evaluation, runs: Sequence[Path]) -> PanelCont
     film = [
         (record["elapsed_seconds"], np.load(run / record["file"], allow_pickle=False))
         for record in records
-        if record.get("event") == "samples"
+        if record.get("event") == "samples" and (run / record["file"]).is_file()
     ]
     facts = {
         "Parameters": f"{summary['n_parameters']:,}",
@@ -304,8 +374,8 @@ def _panel(name: str, evaluation: Evaluation, runs: Sequence[Path]) -> PanelCont
     )
 
 
-def _protocol(groups: Mapping[str, Sequence[Path]], data: Dataset, seed: int) -> tuple[str, ...]:
-    """How it was done, a sentence each."""
+def _protocol(groups: Mapping[str, Sequence[Path]], data: Dataset, seed: int, *, complete: bool) -> tuple[str, ...]:
+    """How it was done, a sentence each; where it is not complete, the notes say what is missing."""
     configs = {name: [read_json(run / "config.json")["train"] for run in runs] for name, runs in groups.items()}
     every = [train for several in configs.values() for train in several]
     budgets = list(dict.fromkeys(train["budget"] for train in every))
@@ -329,16 +399,29 @@ def _protocol(groups: Mapping[str, Sequence[Path]], data: Dataset, seed: int) ->
     if changed:
         protocol.append(f"Settings that differ from the defaults: {changed}.")
     items = max(train["validation_items"] for train in every)
+    estimated = [
+        name
+        for name, several in groups.items()
+        if issubclass(model_class(read_json(several[0] / "config.json")["model"]), Estimated)
+    ]
     if max(map(len, configs.values())) > 1:
         protocol.append(
-            "Rows are means over trainings with different seeds, none left out. The first interval is over items; the"
-            " second one, with its number of trainings, over these (Student's t)."
+            f"Rows are means over trainings with different seeds{', none left out' if complete else ''}. The first"
+            " interval is over items; the second one, with its number of trainings, over these (Student's t)."
         )
     return (
         *protocol,
         "Weights are moving averages over the training; those that scored best on at most"
         f" {items:,} validation items were taken: by likelihood, or, where a model has none, by the"
         " distance of its samples to them.",
+        *(
+            [
+                "Estimated from all training items at once, without averages or a choice by validation:"
+                f" {', '.join(estimated)}. One such iteration is the least that a budget buys, however small it is."
+            ]
+            if estimated
+            else []
+        ),
         f"Everything in the table is measured on the whole held-out split of {len(data.test):,} items, looked at once;"
         f" all draws have the seed {seed}.",
     )

@@ -208,8 +208,8 @@ class Report:
     """Folder for table.json, table.csv and report.html; by default that of the comparison, if one is given."""
     source: str | None = None
     """The data, if it is no longer where the runs found it."""
-    seed: int = 0
-    """Seed of all draws."""
+    seed: int | None = None
+    """Seed of all draws; by default the lowest of the trainings, which a comparison takes too."""
     measure: OmitArgPrefixes[MeasureConfig] = MeasureConfig()
 
     def run(self) -> None:

@@ -75,7 +75,7 @@ class Evaluation:
     notes: tuple[str, ...]
     """What a reader must know to read the table rightly, a sentence each."""
     memory: dict[str, str] = dataclasses.field(default_factory=dict)
-    """By row: does it only remember? A sentence or two, with the evidence."""
+    """By row: does it only remember? A sentence or two, with the evidence; of several trainings for each of them."""
     per_class: PerClass | None = None
     """Where the data have labels."""
 
@@ -124,6 +124,7 @@ def evaluate(
     Raises:
         InputError: If a model is of another space, a name is that of a reference, or an argument is out of range.
     """
+    check_counts(n_importance, n_samples)
     trainings = {name: [given] if isinstance(given, GenerativeModel) else list(given) for name, given in models.items()}
     for name, several in trainings.items():
         if not several:
@@ -131,9 +132,7 @@ def evaluate(
         for model in several:
             if not _same_shape(model.space, dataset.space):
                 raise InputError(f"{name} models {model.space}; {dataset.name!r} holds {dataset.space}.")
-    measures, notes = _prepare(
-        list(trainings), dataset, split, n_samples, extractors, discriminator, seed, device, progress
-    )
+    measures, notes = _prepare(list(trainings), dataset, split, extractors, discriminator, seed, device, progress)
     space, held_out, tell = dataset.space, dataset.splits[split], measures.tell
     n = len(held_out) if n_samples is None else min(n_samples, len(held_out))
     samples: dict[str, np.ndarray] = {}
@@ -195,20 +194,27 @@ def evaluate_samples(
 
     Arguments:
         sets: By the name of their row, samples in the data's units, (n, *space.shape); of more than the split has items
-            the first ones are taken, since several columns depend on n.
+            as many are taken at random, since several columns depend on n. The reference rows have as many items as
+            the largest set.
         dataset, split, extractors, discriminator, seed, device, progress: As of `evaluate`.
     Raises:
         InputError: If samples are not of the data's space, or a name is that of a reference.
     """
     for name, items in sets.items():
         dataset.space.check(items, name)
-    measures, notes = _prepare(list(sets), dataset, split, None, extractors, discriminator, seed, device, progress)
+        if len(items) == 0:
+            raise InputError(f"{name} has no samples; give one at least.")
+    measures, notes = _prepare(list(sets), dataset, split, extractors, discriminator, seed, device, progress)
     n = len(dataset.splits[split])
     samples, found, rows = {}, {}, []
     for name, items in sets.items():
-        samples[name] = items[:n]
+        # At random: samples of a conditional model are often sorted by class.
+        rng = np.random.Generator(np.random.PCG64(seed))
+        samples[name] = items if len(items) <= n else items[np.sort(rng.permutation(len(items))[:n])]
         if len(items) > n:
-            notes.append(f"{name}: of {len(items):,} samples the first {n:,} are measured, as many as held-out items.")
+            notes.append(
+                f"{name}: of {len(items):,} samples {n:,}, chosen at random, are measured: as many as held-out items."
+            )
         elif len(items) < n:
             notes.append(
                 f"{name}: {len(items):,} samples against {n:,} held-out items; recall and coverage grow with the number"
@@ -217,7 +223,16 @@ def evaluate_samples(
         sample = measures.measure(name, samples[name])
         found[name] = [_Found(sample.measurements, sample)]
         rows.append(Row(name, SAMPLES, sample.measurements))
-    return _finish(measures, measures.metrics(), rows, found, samples, {}, notes, n)
+    most = max((len(items) for items in samples.values()), default=n)
+    return _finish(measures, measures.metrics(), rows, found, samples, {}, notes, most)
+
+
+def check_counts(n_importance: int, n_samples: int | None) -> None:
+    """Raises InputError if numbers of draws are out of range."""
+    if n_importance < 0:
+        raise InputError(f"n_importance is {n_importance}; give at least 0, which is the ELBO alone.")
+    if n_samples is not None and n_samples < 1:
+        raise InputError(f"n_samples is {n_samples}; it must be at least 1.")
 
 
 SAMPLES = "samples"
@@ -228,7 +243,6 @@ def _prepare(
     names: Sequence[str],
     dataset: Dataset,
     split: str,
-    n_samples: int | None,
     extractors: Sequence[FeatureExtractor | str] | None,
     discriminator: bool,
     seed: int,
@@ -238,11 +252,11 @@ def _prepare(
     """What all rows are measured with, and what there is to note so far."""
     if split not in ("valid", "test"):
         raise InputError(f"split is {split!r}; evaluate on 'test' or 'valid'.")
-    if n_samples is not None and n_samples < 1:
-        raise InputError(f"n_samples is {n_samples}; it must be at least 1.")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed is {seed}; it must be between 0 and 2^63 - 1.")
     for name in names:
         if name in (TRAIN, BLURRED, COPIES, NOISE, TRUE, HELD_OUT):
-            raise InputError(f"{name!r} names a reference row; call the model something else.")
+            raise InputError(f"{name!r} names a reference row; call yours something else.")
     tell = progress or (lambda line: None)
     if extractors is None:
         extractors = _default_extractors(dataset)
@@ -285,7 +299,14 @@ def _finish(
         rows.append(Row(TRUE, None, summarise(Likelihood(nats, "exact", "continuous"), space)))
     first = {name: several[0].sample for name, several in found.items()} | references
     shown = first | {HELD_OUT: measures.show_held_out()}
-    memory = {name: one.memory.describe(name) for name, one in first.items() if one.memory and name != NOISE}
+    every = {name: [one.sample for one in several] for name, several in found.items()}
+    every |= {name: [sample] for name, sample in references.items() if name != NOISE}
+    memory = {}
+    for name, several in every.items():  # Each training by itself: one of them may copy, and the others not.
+        whose = [name] if len(several) == 1 else [f"{name} {number + 1}" for number in range(len(several))]
+        said = [one.memory.describe(who) for who, one in zip(whose, several, strict=True) if one.memory]
+        if said:
+            memory[name] = " ".join(said)
     return Evaluation(
         Table(tuple(metrics), tuple(rows)),
         samples,
@@ -316,6 +337,9 @@ def _per_class(
         """By key and class, flat."""
         values: dict[str, Measurement] = {}
         for number, members in enumerate(classes):
+            if one.sample.class_counts is not None:  # Of samples: whether or not an item of the class was held out.
+                counts = one.sample.class_counts
+                values[f"share {number}"] = share_of(np.arange(counts.sum()) < counts[number])
             if not members.any():
                 continue
             if one.likelihood is not None and nll is not None:
@@ -323,9 +347,6 @@ def _per_class(
                 values[f"{nll.key} {number}"] = summarise(own, measures.space)[nll.key]
             if one.sample.recalled is not None:
                 values[f"recall {number}"] = share_of(one.sample.recalled[members])
-            if one.sample.class_counts is not None:
-                counts = one.sample.class_counts
-                values[f"share {number}"] = share_of(np.arange(counts.sum()) < counts[number])
         return values
 
     rows = {}
@@ -363,7 +384,8 @@ def _per_class(
 def _default_extractors(dataset: Dataset) -> tuple[str, ...]:
     if isinstance(dataset.space, PointSpace):
         return ("coordinates",)
-    return ("random", "classifier" if dataset.n_classes > 1 else "autoencoder")
+    has_labels = dataset.n_classes > 1 and all(split.labels is not None for split in dataset.splits.values())
+    return ("random", "classifier" if has_labels else "autoencoder")
 
 
 def _same_shape(a: Space, b: Space) -> bool:
@@ -406,7 +428,13 @@ def _latents(
     lines = []
     if bound is not None and elbo is not None and bound.value is not None and elbo.value is not None:
         gap = elbo.value - bound.value
-        lines.append(f"the ELBO is {gap:.2f} nats looser than the importance-weighted bound.")
+        if gap > 0:
+            lines.append(f"the ELBO is {gap:.2f} nats looser than the importance-weighted bound.")
+        elif gap < 0:
+            lines.append(
+                f"the ELBO, of one draw an item, came out {-gap:.2f} nats tighter than the importance-weighted bound,"
+                " which on average it is not: that is chance."
+            )
     if model.has_normal_prior and len(held_out) > 1:
         lines += describe(latent_report(model, held_out, seed=seed))
     return lines

@@ -327,7 +327,7 @@ class TrainingNeighbours:
         order = np.random.Generator(np.random.PCG64(seed)).permutation(len(self.train))
         few = self.train[order[:10_000]]
         n_cells = max(1, min(MOST_CELLS, len(self.held_out) // 50, len(np.unique(few, axis=0))))
-        self._centres = KMeans(n_cells, n_init=1, random_state=seed).fit(few).cluster_centers_
+        self._centres = KMeans(n_cells, n_init=1, random_state=seed % 2**32).fit(few).cluster_centers_
         self._cells = nearest(self.held_out, self._centres)[0]
 
     def measure(self, samples: np.ndarray) -> Memory | None:

@@ -10,8 +10,11 @@ from typing import Any, Literal
 
 from triptych.models.base import Kind, Measure
 
-T_95 = (12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2.26216)
-"""Student's t at 97.5 % for 1 to 9 degrees of freedom."""
+T_95 = (
+    *(12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2.26216, 2.22814),
+    *(2.20099, 2.17881, 2.16037, 2.14479, 2.13145, 2.11991, 2.10982, 2.10092, 2.09302, 2.08596),
+)
+"""Student's t at 97.5 % for 1 to 20 degrees of freedom; for more the last one, which is wide by 6 % at most."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class Measurement:
 
     @property
     def seed_error(self) -> float | None:
-        """Half of the 95 % interval over trainings (Student's t); None where there are less than two."""
-        if len(self.seeds) < 2:
+        """Half of the 95 % interval over trainings (Student's t); None where there are less than two, or one of them
+        has no finite value."""
+        if len(self.seeds) < 2 or not all(map(math.isfinite, self.seeds)):
             return None
         t = T_95[min(len(self.seeds) - 1, len(T_95)) - 1]
         return t * statistics.stdev(self.seeds) / math.sqrt(len(self.seeds))
@@ -159,15 +163,22 @@ class Table:
     rows: tuple[Row, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for `table.json`."""
-        return asdict(self)
+        """Plain values for `table.json`; those that are not finite, which JSON cannot write, as text: 'NaN',
+        'Infinity', '-Infinity'."""
+        values = asdict(self)
+        for row in values["rows"]:
+            for cell in row["measurements"].values():
+                cell |= {key: _written(cell[key]) for key in ("value", "low", "high")}
+                cell["seeds"] = tuple(map(_written, cell["seeds"]))
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Table:
         """Reads what `to_dict` wrote."""
 
         def measurement(values: dict[str, Any]) -> Measurement:
-            return Measurement(**{**values, "seeds": tuple(values.get("seeds", ()))})
+            numbers = {key: float(values[key]) for key in ("value", "low", "high") if values.get(key) is not None}
+            return Measurement(**{**values, **numbers, "seeds": tuple(map(float, values.get("seeds", ())))})
 
         return cls(
             tuple(Metric(**metric) for metric in values["metrics"]),
@@ -187,6 +198,13 @@ class PerClass:
     metrics: tuple[Metric, ...]
     rows: dict[str, dict[str, tuple[Measurement, ...]]]
     """By the name of a row, then by Metric.key: a measurement of each class."""
+
+
+def _written(value: float | None) -> float | str | None:
+    """A number as JSON can hold it; `float` reads it back."""
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def format_value(value: float) -> str:

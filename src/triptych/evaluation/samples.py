@@ -133,6 +133,8 @@ class SampleMeasures:
                 " with images that it does not: a perfect model could get a little less."
             )
         n = len(self.held_out)
+        if n <= K_DENSITY:
+            return [*notes, f"{n} held-out items are too few to compare samples with: it takes {K_DENSITY + 1}."]
         if self.few:
             notes.append(
                 f"Two-sample distances rest on {n} held-out items: below some {FEW_ITEMS:,} they are noisy, and FD and "
@@ -200,6 +202,9 @@ class SampleMeasures:
         train = self.dataset.train
         chosen = train.read(np.sort(rng.permutation(len(train))[:n]))[0]
         fresh = self.dataset.splits["test" if self.split == "valid" else "valid"].read()[0]
+        if n < len(fresh):  # More items would show a larger support.
+            few = np.random.Generator(np.random.PCG64([self.seed, 1]))
+            fresh = fresh[np.sort(few.permutation(len(fresh))[:n])]
         sets = {TRAIN: chosen, COPIES: train.read(np.sort(rng.integers(len(train), size=n)))[0]}
         if (blurred := _blurred(chosen, self.space, rng)) is not None:
             sets[BLURRED] = blurred

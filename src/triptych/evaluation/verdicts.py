@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from triptych.evaluation.columns import likelihood_keys
@@ -51,7 +52,7 @@ def _likelihood(rows: list[Row], metric: Metric) -> list[str]:
     groups: dict[tuple[str | None, str | None], list[Row]] = {}
     for row in rows:
         cell = row.measurements.get(metric.key)
-        if cell is not None and cell.value is not None:
+        if cell is not None and cell.value is not None and math.isfinite(cell.value):
             groups.setdefault((cell.kind, cell.measure), []).append(row)
     found = []
     for (kind, _), members in groups.items():
@@ -62,6 +63,11 @@ def _likelihood(rows: list[Row], metric: Metric) -> list[str]:
                 "Not supported: a ranking of bounds against exact values; a model's true value lies below its bound, by"
                 " a gap that the table does not know."
             )
+    endless = [row.name for row in rows if (cell := row.measurements.get(metric.key)) and _is_endless(cell)]
+    if endless:
+        found.append(
+            f"Without a place: {', '.join(endless)}, whose {metric.title} is not finite; the notes count the items."
+        )
     if len(groups) > 1:
         found.append("Not supported: a ranking across kinds or measures of likelihood; each is ranked by itself.")
     return found
@@ -78,6 +84,10 @@ def _best(rows: list[Row], metric: Metric, superlative: str, alone: str) -> str:
     tied = [name for name in ranked[1:] if _overlap(cells[first], cells[name])]
     second = ranked[1]
     rest = f"; the next, {second}, has {_text(cells[second])}."
+    if any(cell.whole_interval is None for cell in cells.values()):
+        return (
+            f"{first} has {superlative}, {_text(cells[first])}{unit}{rest} Without intervals the order may be chance."
+        )
     if not tied:
         return f"{first} has {superlative}, {_text(cells[first])}{unit}, by more than chance{rest}"
     among = " and ".join([", ".join(tied[:-1]), tied[-1]] if len(tied) > 1 else tied)
@@ -93,7 +103,11 @@ def _samples(rows: list[Row], table: Table) -> list[str]:
     distance = next((m for m in table.metrics if m.key.startswith(("kid_", "fd_infinity_"))), None)
     if distance is None:
         return []
-    members = [row for row in rows if (cell := row.measurements.get(distance.key)) and cell.value is not None]
+    members = [
+        row
+        for row in rows
+        if (cell := row.measurements.get(distance.key)) and cell.value is not None and math.isfinite(cell.value)
+    ]
     if not members:
         return []
     by_name = {row.name: row.measurements for row in table.rows}
@@ -103,7 +117,13 @@ def _samples(rows: list[Row], table: Table) -> list[str]:
     reached = [row.name for row in members if perfect is not None and _overlap(row.measurements[distance.key], perfect)]
     if perfect is not None and noise is not None:
         share = f"A perfect model would get {_text(perfect)}, noise gets {_text(noise)}"
-        found.append(f"{share}; {', '.join(reached) or 'none of these models'} cannot be told from perfect by it.")
+        if reached:
+            which = f"{', '.join(reached)} cannot be told from perfect by it"
+        else:
+            which = "each of these models can be told from perfect by it"
+        if _overlap(noise, perfect):
+            which += ", but neither can noise" if reached else ", though noise cannot"
+        found.append(f"{share}; {which}.")
     told = metrics.get("c2st_accuracy")
     if told is not None:
         cells = {row.name: row.measurements[told.key] for row in members if told.key in row.measurements}
@@ -117,6 +137,11 @@ def _samples(rows: list[Row], table: Table) -> list[str]:
                 + (f"; about {', '.join(fooled)} it may be guessing, as far as the intervals say." if fooled else ".")
             )
     return found
+
+
+def _is_endless(cell: Measurement) -> bool:
+    """Whether a value is infinite or NaN, as with one item of probability zero."""
+    return cell.value is not None and not math.isfinite(cell.value)
 
 
 def _text(cell: Measurement) -> str:

@@ -98,7 +98,8 @@ def reading_notes(table: Table) -> list[str]:
         notes.append("~ marks an estimate: it approaches the true value with more draws, and can err to either side.")
     if any(cell.value is None for cell in cells):
         notes.append(
-            "‘Not defined’: the model has no such quantity; one that can only sample gives no item a probability."
+            "‘Not defined’: the model has no such quantity (one that can only sample gives no item a probability), or"
+            " there are too few items to measure it."
         )
     if len({cell.measure for _, cell in defined if cell.measure}) > 1:
         notes.append("A probability (of an integer image) and a density (of real coordinates) are not on one scale.")
@@ -201,10 +202,11 @@ def _plain(text: str, console: Console) -> str:
 def write_table(table: Table, folder: Path) -> None:
     """Writes `table.json` (`Table.from_dict` reads it back) and `table.csv` (a line for each row and metric it has).
 
-    A value that is not defined is null in JSON and empty in CSV; values that are not finite are written as Python's
-    `json` does, NaN and Infinity.
+    A value that is not defined is null in JSON and empty in CSV; values that are not finite are text in JSON, "NaN"
+    and "Infinity", which it has no numbers for, and nan and inf in CSV.
     """
-    write_text(folder / "table.json", json.dumps(table.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(table.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / "table.json", text + "\n")
     lines = io.StringIO()
     writer = csv.DictWriter(lines, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()
