@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -12,12 +13,13 @@ from typing import IO
 
 import numpy as np
 
-from triptych.data.dataset import Split, level_dtype
+from triptych.data.dataset import LARGE_BYTES, PIECE_BYTES, Items, Split, item_bytes, level_dtype, pieces
 from triptych.data.levels import level_table, native_levels
 from triptych.data.parts import Parts, name_labels
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace
 
+_AT_ONCE = 256  # items of a memory map: each brings its neighbours in the file along
 MAX_POINT_DIM = 16  # a float array of shape (N, D) with a larger D is more likely flattened images
 
 # Which keys of an .npz hold the items and the labels of each part; at most one of each list may be present.
@@ -65,8 +67,8 @@ def parts_of_arrays(
     if ranks <= {1, 2}:
         if levels is not None or palette is not None:
             raise InputError(f"{what} has no pixels, so levels and a palette mean nothing; leave them out.")
-        points = {part: _points(array, f"{what} ({part})") for part, array in arrays.items()}
-        if len({array.shape[1:] for array in points.values()}) > 1:
+        points = {part: _points(array, f"{what} ({part})", lazy) for part, array in arrays.items()}
+        if len({math.prod(array.shape[1:]) for array in arrays.values()}) > 1:
             raise InputError(f"The parts of {what} differ in shape: {_shapes(arrays)}; give points of one dimension.")
         splits = {part: Split(array, numbered[part]) for part, array in points.items()}
         return Parts(name, splits, None, class_names, [f"Points of shape {_shapes(arrays)}."])
@@ -180,8 +182,26 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> 
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
-def _points(array: np.ndarray, what: str) -> np.ndarray:
-    """(N,) or (N, D) floats as float32, (N, D)."""
+@dataclass(frozen=True)
+class ArrayPoints:
+    """Points of a memory map, brought to float32, (N, D), when they are read."""
+
+    array: np.ndarray
+    """(N,) or (N, D) floats."""
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        points = np.empty((len(index), *self.array.shape[1:]), np.float32)
+        for start in range(0, len(index), _AT_ONCE):
+            points[start : start + _AT_ONCE] = self.array[index[start : start + _AT_ONCE]]
+            _let_go(self.array)
+        return points.reshape(len(points), math.prod(self.array.shape[1:]))
+
+
+def _points(array: np.ndarray, what: str, lazy: bool) -> Items:
+    """(N,) or (N, D) floats as float32, (N, D); in memory, unless that may be too small for them."""
     if array.ndim == 2 and array.shape[1] > MAX_POINT_DIM:
         raise InputError(
             f"{what} has shape {array.shape}: too wide for points (at most {MAX_POINT_DIM} coordinates);"
@@ -192,11 +212,11 @@ def _points(array: np.ndarray, what: str) -> np.ndarray:
             f"{what} has shape {array.shape} and dtype {array.dtype}; for points give floats,"
             " for images reshape to (N, H, W)."
         )
+    points = ArrayPoints(array)
     with np.errstate(over="ignore"):
-        points = np.asarray(array, dtype=np.float32)
-    if not np.isfinite(points).all():
-        raise InputError(f"{what} holds NaN, infinite or too large values; remove them.")
-    return np.array(points.reshape(len(points), -1))
+        if not all(np.isfinite(points[index]).all() for index in pieces(points)):
+            raise InputError(f"{what} holds NaN, infinite or too large values; remove them.")
+        return points if lazy and len(points) * item_bytes(points) > LARGE_BYTES else points[np.arange(len(points))]
 
 
 @dataclass(frozen=True)
@@ -216,6 +236,13 @@ class ArrayImages:
         return len(self.array)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        some = min(_AT_ONCE, max(1, 2**20 // (self.array.nbytes // len(self.array))))
+        images = np.empty((len(index), *self._few(index[:0]).shape[1:]), level_dtype(self.levels))
+        for start in range(0, len(index), some):
+            images[start : start + some] = self._few(index[start : start + some])
+        return images
+
+    def _few(self, index: np.ndarray) -> np.ndarray:
         x = np.asarray(self.array[index])
         if x.ndim == 3:
             x = x[:, None]
@@ -225,7 +252,8 @@ class ArrayImages:
             x = np.rint(x.astype(np.float64) * (self.levels - 1))
         if self.table is not None:
             x = self.table[x]
-        return np.ascontiguousarray(x, dtype=level_dtype(self.levels))
+        _let_go(self.array)
+        return x
 
 
 @dataclass(frozen=True)
@@ -276,7 +304,7 @@ def _images(arrays: Mapping[str, np.ndarray], what: str, levels: int | None, pal
         change = max(
             float(np.abs(x - np.rint(x * (levels - 1)) / (levels - 1)).max())
             for array in arrays.values()
-            for x in (chunk.astype(np.float64) for chunk in _chunks(array))
+            for x in (chunk.astype(np.float64) for chunk in _chunks(array, 2**21))
         )
         found.append(f"Floats {low:g} .. {high:g}, read as {levels} levels; --levels N changes that.")
         if change > 0:
@@ -309,11 +337,22 @@ def _layout(array: np.ndarray, what: str) -> tuple[tuple[int, int, int], bool]:
     )
 
 
-def _chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The array in pieces of about 16 MiB, so that a memory map is never held whole."""
-    n = max(1, 2**24 // (array.nbytes // len(array)))
+def _chunks(array: np.ndarray, n_bytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
+    """The array in pieces of so many bytes, so that a memory map is never held whole."""
+    n = max(1, n_bytes // (array.nbytes // len(array)))
     for start in range(0, len(array), n):
         yield np.asarray(array[start : start + n])
+        _let_go(array)
+
+
+def _let_go(array: np.ndarray) -> None:
+    """Gives the pages of a memory map that were read back to the system, which still keeps them while it has room.
+
+    Otherwise they would count as memory of this process, up to the size of the file.
+    """
+    # A map of another mode may hold changes that are in no file.
+    if isinstance(array, np.memmap) and array.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
 
 
 def _range(array: np.ndarray) -> tuple[float, float]:

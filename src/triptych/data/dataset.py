@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,12 @@ import numpy as np
 
 from triptych.errors import InputError
 from triptych.spaces import PointSpace, Space
+
+PIECE_BYTES = 2**24
+"""What passes over a whole set read at once."""
+LARGE_BYTES = 2**30
+"""Sets of more bytes than this may be larger than memory, and have their checksum taken item by item."""
+DIGEST_BYTES = 16
 
 
 class Items(Protocol):
@@ -126,7 +133,7 @@ class Dataset:
     """Names of the labels' values 0, 1, ...; None if there are no labels."""
     checksum: str = ""
     """SHA-256 over items and labels of the three splits, and over how they were binarised if they were; equal for equal
-    data, wherever it was read from."""
+    data, wherever it was read from. `checksum_of` makes it."""
     found: tuple[str, ...] = ()
     """What the source held, a sentence each, for `triptych data show`."""
     repaired: tuple[str, ...] = ()
@@ -172,29 +179,89 @@ def split_positions(n: int, fractions: Sequence[float], seed: int) -> list[np.nd
     return parts
 
 
-def checksum_of(*splits: Split, chunk: int = 1024, remark: str = "") -> str:
-    """SHA-256 over shape, dtype and bytes of items and labels, read `chunk` items at a time.
+def item_bytes(items: Items) -> int:
+    """Bytes of one item, without reading any."""
+    none = items[np.arange(0)]
+    return math.prod(none.shape[1:]) * none.dtype.itemsize
+
+
+def pieces(items: Items, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+    """Positions start .. stop-1 (by default all) in runs of items that take about 16 MiB, one item at least."""
+    stop = len(items) if stop is None else stop
+    step = max(1, PIECE_BYTES // max(1, item_bytes(items)))
+    for first in range(start, stop, step):
+        yield np.arange(first, min(first + step, stop))
+
+
+def is_large(*splits: Split) -> bool:
+    """Whether a set may be larger than memory."""
+    return sum(len(split) * item_bytes(split.items) for split in splits) > LARGE_BYTES
+
+
+def checksum_of(*splits: Split, remark: str = "", digests: np.ndarray | None = None) -> str:
+    """SHA-256 over shape, dtype and bytes of items and labels, a few items in memory at a time.
+
+    Where `is_large` says so, it is taken over a digest of each item, so that items which had to be decoded to be
+    checked need not be decoded again.
 
     Arguments:
         remark: What else decides a training on the data and is not to be seen in the items.
+        digests: `item_digest` of each item that the splits are subsets of, uint8, (n, 16), where known; else zeros.
     """
-    digest = hashlib.sha256(remark.encode())
+    result = hashlib.sha256(remark.encode())
+    by_item = is_large(*splits)
     for split in splits:
-        for start in range(0, len(split), chunk):
-            items, labels = split.read(np.arange(start, min(start + chunk, len(split))))
-            digest.update(f"{items.shape[1:]} {items.dtype.str}".encode())
-            digest.update(np.ascontiguousarray(items).data)
-            if labels is not None:
-                digest.update(np.ascontiguousarray(labels, dtype=np.int64).data)
-        digest.update(b"|")
-    return digest.hexdigest()
+        none = split.items[np.arange(0)]
+        kind = f"{none.shape[1:]} {none.dtype.str}"
+        if by_item:
+            result.update(f"{kind} by item".encode())
+            for index in pieces(split.items):
+                result.update(_digests(split.items, index, digests).data)
+            if split.labels is not None:
+                result.update(np.ascontiguousarray(split.labels, dtype=np.int64).data)
+        else:
+            for start in range(0, len(split), 1024):
+                stop = min(start + 1024, len(split))
+                result.update(kind.encode())
+                for index in pieces(split.items, start, stop):
+                    result.update(np.ascontiguousarray(split.items[index]).data)
+                if split.labels is not None:
+                    result.update(np.ascontiguousarray(split.labels[start:stop], dtype=np.int64).data)
+        result.update(b"|")
+    return result.hexdigest()
 
 
-def point_space_of(points: np.ndarray) -> PointSpace:
+def item_digest(item: np.ndarray) -> np.ndarray:
+    """BLAKE2b over the bytes of an item, uint8, (16,)."""
+    digest = hashlib.blake2b(np.ascontiguousarray(item).data, digest_size=DIGEST_BYTES).digest()
+    return np.frombuffer(digest, np.uint8)
+
+
+def _digests(items: Items, index: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    """Digests of the items at some positions, (n, 16); only those that are not known are read."""
+    if known is not None and isinstance(items, Subset):
+        digests = known[items.positions[index]]
+    else:
+        digests = np.zeros((len(index), DIGEST_BYTES), np.uint8)
+    missing = np.flatnonzero(~digests.any(axis=1))
+    if len(missing):
+        for place, item in zip(missing, items[index[missing]], strict=True):
+            digests[place] = item_digest(item)
+    return digests
+
+
+def point_space_of(points: Items) -> PointSpace:
     """The space of points (N, dim) with `center` and `scale` measured on them (the training part)."""
-    center = points.mean(axis=0, dtype=np.float64)
-    scale = float(np.sqrt(((points - center) ** 2).mean(dtype=np.float64)))
-    return PointSpace(points.shape[1], tuple(float(c) for c in center), scale or 1.0)
+    n = len(points)
+    if n * item_bytes(points) <= 4 * PIECE_BYTES:
+        whole = np.asarray(points[np.arange(n)])
+        center = whole.mean(axis=0, dtype=np.float64)
+        scale = float(np.sqrt(((whole - center) ** 2).mean(dtype=np.float64)))
+    else:
+        center = np.sum([points[index].sum(axis=0, dtype=np.float64) for index in pieces(points)], axis=0) / n
+        squares = [((points[index] - center) ** 2).sum(dtype=np.float64) for index in pieces(points)]
+        scale = math.sqrt(math.fsum(squares) / (n * len(center)))
+    return PointSpace(len(center), tuple(float(c) for c in center), scale or 1.0)
 
 
 def level_dtype(levels: int) -> type[np.uint8] | type[np.int32]:

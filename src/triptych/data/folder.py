@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from triptych.data.dataset import Items, Split
+from triptych.data.dataset import DIGEST_BYTES, LARGE_BYTES, Items, Split, item_digest
 from triptych.data.decode import RESIZED, Crop, Picture, Recipe, UnreadableImage, decode
 from triptych.data.levels import level_table
 from triptych.data.parts import Parts, name_labels, subset
-from triptych.data.store import FolderStore, Store, ZipStore
+from triptych.data.store import FolderStore, NamedStore, Store, ZipStore
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace
 
@@ -36,7 +37,7 @@ def read_images(
     levels: int | None = None,
     grey: bool = False,
     skip_bad: bool = False,
-    memory_limit: int = 2**30,
+    memory_limit: int = LARGE_BYTES,
     progress: Progress | None = None,
 ) -> Parts:
     """Reads a folder or a zip of images: decodes every file once, to check it and to learn what the set is.
@@ -50,35 +51,67 @@ def read_images(
     Raises:
         InputError: If there are no images, or some cannot be used; `load_data` says when.
     """
-    store: Store = FolderStore(path) if path.is_dir() else ZipStore(path)
+    store: NamedStore = FolderStore(path) if path.is_dir() else ZipStore(path)
     what = repr(str(path))
     if not store.names:
         others = f", only {len(store.others)} other files" if store.others else ""
         raise InputError(f"{what} holds no images{others}; give a folder or a zip of PNG, JPEG, ... files.")
     order = _arrange(store, what)
-    recipe = Recipe(size, crop, grey)
-    scan = _scan(store, what, recipe, skip_bad, memory_limit, progress)
+    if n_others := sum(Path(name).name != LABELS_FILE for name in store.others):
+        order.found.append(f"{n_others} other files were passed over.")
+    return images_of(
+        store,
+        order,
+        Recipe(size, crop, grey),
+        name=path.resolve().name if path.is_dir() else path.stem,
+        what=what,
+        levels=levels,
+        skip_bad=skip_bad,
+        memory_limit=memory_limit,
+        progress=progress,
+    )
 
+
+def images_of(
+    store: Store,
+    order: Order,
+    recipe: Recipe,
+    *,
+    name: str,
+    what: str,
+    levels: int | None,
+    skip_bad: bool,
+    memory_limit: int,
+    progress: Progress | None,
+) -> Parts:
+    """Decodes every image of a store once and makes a set of them.
+
+    Arguments:
+        order: Part and class of each.
+        name: Of the set.
+        what: The source, for messages.
+        levels, skip_bad, memory_limit, progress: As in `read_images`.
+    Raises:
+        InputError: As in `read_images`.
+    """
+    scan = _scan(store, what, recipe, levels, skip_bad, memory_limit, progress)
     kept = np.array(scan.kept)
-    native = 2 if scan.all_one_bit else 256
+    native = scan.native_levels
     levels = levels or native
     table = level_table(256, levels)  # one-bit pixels are decoded as 0 and 255
     space = ImageSpace(scan.channels, *scan.size, levels)
-    names = [store.names[i] for i in kept]
-    items: Items = ImageFiles(store, names, recipe, space, table)
+    items: Items = ImageFiles(store, kept, recipe, space, table)
     if scan.pixels is not None:
         items = _look_up(table, scan.pixels)
 
     whole = Split(items, None if order.labels is None else order.labels[kept])
     part_of = order.parts[kept]
-    splits = {part: subset(whole, np.flatnonzero(part_of == part)) for part in ("train", "valid", "test", "all")}
+    splits = {part: subset(whole, np.flatnonzero(part_of == i)) for i, part in enumerate(PARTS)}
     splits = {part: split for part, split in splits.items() if len(split)}
     if "all" not in splits and "train" not in splits:
         raise InputError(f"None of the images in the train folder of {what} can be read.")
 
     found = [f"{len(store.names)} image files, {_counted(scan.modes)}.", *order.found]
-    if n_others := sum(Path(name).name != LABELS_FILE for name in store.others):
-        found.append(f"{n_others} other files were passed over.")
     if scan.pixels is None:
         found.append(f"Decoded, they are larger than {memory_limit} bytes, so they are read from the files as needed.")
     if scan.extremes_only and space.levels == 256:
@@ -86,8 +119,7 @@ def read_images(
     repaired = scan.repaired(recipe)
     if levels != native:
         repaired.append(f"The {native} levels were brought to {levels}.")
-    name = path.resolve().name if path.is_dir() else path.stem
-    return Parts(name, splits, space, order.class_names, found, repaired)
+    return Parts(name, splits, space, order.class_names, found, repaired, digests=scan.digests)
 
 
 @dataclass(frozen=True)
@@ -95,21 +127,22 @@ class ImageFiles:
     """Images that are decoded when they are read."""
 
     store: Store
-    names: list[str]
+    positions: np.ndarray
+    """Of each image in the store, (N,)."""
     recipe: Recipe
     space: ImageSpace
     table: np.ndarray
     """Level that each value 0 .. 255 becomes."""
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.positions)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         images = np.empty((len(index), *self.space.shape), self.table.dtype)
-        for place, position in enumerate(index):
-            name = self.names[position]
+        for place, position in enumerate(self.positions[index].tolist()):
+            name = self.store.names[position]
             try:
-                pixels = decode(self.store.read(name), name, self.recipe).pixels
+                pixels = decode(self.store.item(position), name, self.recipe).pixels
             except UnreadableImage as error:
                 raise InputError(f"{name!r} cannot be read any more ({error}); it was readable at first.") from None
             if pixels.shape[1:] != self.space.shape[1:] or pixels.shape[0] > self.space.channels:
@@ -122,12 +155,14 @@ class ImageFiles:
 class _Scan:
     """What one pass over all files found."""
 
-    kept: list[int] = field(default_factory=list)
+    kept: array[int] = field(default_factory=lambda: array("q"))
     """Positions of the readable files."""
     bad: list[str] = field(default_factory=list)
     """Names of the others, with the reason."""
     pixels: np.ndarray | None = None
     """uint8, (N, C, H, W), of the readable files; None if they exceed the memory limit."""
+    digests: np.ndarray | None = None
+    """Then `item_digest` of each as `ImageFiles` gives it, (N, 16); zeros of those read before it was known how."""
     size: tuple[int, int] = (0, 0)
     channels: int = 1
     modes: Counter[str] = field(default_factory=Counter)
@@ -135,6 +170,11 @@ class _Scan:
     sizes: set[tuple[int, int]] = field(default_factory=set)
     all_one_bit: bool = True
     extremes_only: bool = True
+
+    @property
+    def native_levels(self) -> int:
+        """Levels of the images so far, where none are asked for."""
+        return 2 if self.all_one_bit else 256
 
     def add(self, position: int, picture: Picture) -> None:
         self.kept.append(position)
@@ -170,18 +210,26 @@ _GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I;16L", "I", "P"}  # P, a palet
 
 
 def _scan(
-    store: Store, what: str, recipe: Recipe, skip_bad: bool, memory_limit: int, progress: Progress | None
+    store: Store,
+    what: str,
+    recipe: Recipe,
+    levels: int | None,
+    skip_bad: bool,
+    memory_limit: int,
+    progress: Progress | None,
 ) -> _Scan:
     scan = _Scan()
     n, first = len(store.names), ""
     buffer: np.ndarray | None = None
     fits = True
+    digests = np.empty((0, DIGEST_BYTES), np.uint8)
+    digested = (0, 0)  # channels and levels that they are of
     with _quiet_pillow():
         for position, name in enumerate(store.names):
             if progress is not None and position % 100 == 0:
                 progress(position, n)
             try:
-                picture = decode(store.read(name), name, recipe)
+                picture = decode(store.item(position), name, recipe)
             except UnreadableImage as error:
                 scan.bad.append(f"{name!r} ({error})" if len(scan.bad) < 5 else name)
                 continue
@@ -200,6 +248,13 @@ def _scan(
             if fits:
                 buffer[len(scan.kept)] = picture.pixels
             scan.add(position, picture)
+            if not fits:
+                now = (scan.channels, levels or scan.native_levels)
+                if now != digested:
+                    digested, table = now, level_table(256, now[1])
+                    digests = np.zeros((n, DIGEST_BYTES), np.uint8)
+                image = np.broadcast_to(table[picture.pixels], (scan.channels, *scan.size))
+                digests[len(scan.kept) - 1] = item_digest(image)
     if scan.bad and not skip_bad:
         more = f" and {len(scan.bad) - 5} more" if len(scan.bad) > 5 else ""
         raise InputError(
@@ -211,6 +266,7 @@ def _scan(
     if progress is not None:
         progress(n, n)
     scan.pixels = buffer[: len(scan.kept)] if fits else None
+    scan.digests = None if fits else digests[: len(scan.kept)]
     return scan
 
 
@@ -239,18 +295,22 @@ def _quiet_pillow() -> Iterator[None]:
         yield
 
 
+PARTS = ("train", "valid", "test", "all")
+
+
 @dataclass(frozen=True)
-class _Order:
-    """Which part and which class each image belongs to, read off the names alone."""
+class Order:
+    """Which part and which class each image belongs to."""
 
     parts: np.ndarray
-    """"all", or "train", "valid" or "test", str, (N,)."""
+    """Place in PARTS, int8, (N,)."""
     labels: np.ndarray | None
     class_names: tuple[str, ...] | None
     found: list[str]
+    """What was seen on the way, a sentence each."""
 
 
-def _arrange(store: Store, what: str) -> _Order:
+def _arrange(store: NamedStore, what: str) -> Order:
     """Finds splits and classes in folder names and in dataset.json.
 
     Raises:
@@ -262,14 +322,14 @@ def _arrange(store: Store, what: str) -> _Order:
         found.append(f"All images lie in {wrapper.rstrip('/')!r}.")
     paths = [name[len(wrapper) :].split("/") for name in store.names]
     tops = {path[0] for path in paths if len(path) > 1}
-    parts = np.full(len(paths), "all", dtype="<U5")
+    parts = np.full(len(paths), PARTS.index("all"), np.int8)
     if "train" in tops and tops & {"test", "valid", "val"}:
         strangers = sorted(tops - set(_SPLIT_FOLDERS)) + [path[0] for path in paths if len(path) == 1][:1]
         if strangers:
             raise InputError(f"{what} has {strangers[0]!r} beside its folders train and test; move it out or into one.")
         if {"valid", "val"} <= tops:
             raise InputError(f"{what} has both a folder valid and a folder val; keep one.")
-        parts = np.array([_SPLIT_FOLDERS[path[0]] for path in paths])
+        parts = np.array([PARTS.index(_SPLIT_FOLDERS[path[0]]) for path in paths], np.int8)
         paths = [path[1:] for path in paths]
     others = {name for name in store.others if name.endswith(LABELS_FILE)}
     label_files = [wrapper[:end] + LABELS_FILE for end in _ends(wrapper)]
@@ -277,22 +337,22 @@ def _arrange(store: Store, what: str) -> _Order:
     if label_file is not None:
         given = _labels_from_json(store, label_file, f"{label_file!r} of {what}")
         if given is None:
-            return _Order(parts, None, None, [*found, f"{label_file!r} gives no labels."])
+            return Order(parts, None, None, [*found, f"{label_file!r} gives no labels."])
         numbered, class_names = name_labels({"all": given}, {"all": len(paths)}, what)
         found.append(f"The labels are those of {label_file!r}.")
-        return _Order(parts, numbered["all"], class_names, found)
+        return Order(parts, numbered["all"], class_names, found)
     n_loose = sum(len(path) == 1 for path in paths)
     if n_loose:
         if n_loose < len(paths):
             found.append(f"{n_loose} images lie in no class folder, so the set has no labels.")
-        return _Order(parts, None, None, found)
+        return Order(parts, None, None, found)
     classes = sorted({path[0] for path in paths}, key=_natural)
     if len(classes) == 1:  # train/images/..., test/images/...
         found.append(f"All images lie in folders named {classes[0]!r}, so the set has no labels.")
-        return _Order(parts, None, None, found)
+        return Order(parts, None, None, found)
     number = {name: i for i, name in enumerate(classes)}
     found.append("The labels are the names of folders.")
-    return _Order(parts, np.array([number[path[0]] for path in paths], dtype=np.int64), tuple(classes), found)
+    return Order(parts, np.array([number[path[0]] for path in paths], dtype=np.int64), tuple(classes), found)
 
 
 def _wrapper(names: list[str]) -> str:
@@ -316,7 +376,7 @@ def _natural(name: str) -> tuple[int, int, str]:
     return (0, int(name), name) if name.isascii() and name.isdigit() and len(name) < 19 else (1, 0, name)
 
 
-def _labels_from_json(store: Store, label_file: str, what: str) -> np.ndarray | None:
+def _labels_from_json(store: NamedStore, label_file: str, what: str) -> np.ndarray | None:
     """Labels, int64, (N,), in the order of `store.names`; None if the file says there are none."""
     try:
         content = json.loads(store.read(label_file))

@@ -20,6 +20,7 @@ from triptych.data.idx import holds_idx, is_idx_name, read_idx
 from triptych.data.levels import check_levels
 from triptych.data.parts import Parts, dataset_of
 from triptych.data.points import POINT_SETS, read_points
+from triptych.data.shards import find_shards, read_shards
 from triptych.errors import InputError, nearest_name
 
 KNOWN_NAMES = ("digits", *POINT_SETS)
@@ -62,6 +63,10 @@ def load_data(
               colours of more than 8 bits are refused. Top folders named train and test (and valid or val) are the
               splits; below that, folders are the classes, unless a StyleGAN dataset.json gives labels. Sets that
               exceed 1 GiB decoded are decoded again on access;
+            - WebDataset shards, uncompressed: a .tar file, a folder of them, or a path with braces,
+              `train-{000..146}.tar`. Samples are `KEY.png` (or another image), with `KEY.cls` (a whole number) or
+              `KEY.json` (`{"label": 3}`) as label. Shards, or folders of them, whose names begin with train and test
+              (and valid or val) are the splits. Else as folders of images;
             - MNIST's IDX files, .gz or not: a folder (`train-images-idx3-ubyte`, `t10k-...`) or one file of images.
               Labels files beside them are read too;
             - an .npy file or a NumPy array: images (N, H, W), (N, C, H, W) or (N, H, W, C) with 1 or 3 channels (the
@@ -70,7 +75,7 @@ def load_data(
             - an .npz file: `train` (with any of `valid`, `test`) or `images`, each an array as above. Labels are
               `train_labels`, ..., `labels`; a `palette`, (K, 3), makes images of one channel indices into it. Also
               taken: `x_train`, `y_train`, ...; `train_images`, ...; `x`, `data` or `arr_0` with `y`.
-        size: Height and width to bring images to, or one number for both. Only for folders and zips of images.
+        size: Height and width to bring images to, or one number for both. Only for image files.
         crop: How `size` is reached: "center" scales the shorter side and cuts the longer one at both ends, "pad"
             scales the longer side and fills with black, "none" scales both sides as needed. Lanczos filter for
             reducing, bicubic for enlarging.
@@ -79,7 +84,7 @@ def load_data(
             else the next power of two. Floats are rounded to the levels asked for. Integer arrays and IDX files whose
             values all are below `levels` are taken as they are; all else is brought from its own number of levels to
             this one, in bins of equal width when reducing.
-        grey: Convert colour to grey (ITU-R 601). Only for folders and zips of images.
+        grey: Convert colour to grey (ITU-R 601). Only for image files.
         binarize: Makes images of two levels of images of more. With m = levels - 1,
 
             - "dynamic": a sub-pixel of intensity x is 1 with probability x / m. Training batches are drawn anew at
@@ -89,7 +94,7 @@ def load_data(
             - "threshold": 1 where x / m is at least 1/2. Likelihoods of such images compare with nothing in the
               literature.
         labels: Class of each item, whole numbers from 0, (N,). Only for an array passed in memory.
-        skip_bad: Leave out image files that cannot be decoded, instead of refusing the set. Only for folders and zips.
+        skip_bad: Leave out image files that cannot be decoded, instead of refusing the set.
         valid_fraction: Share that becomes valid, between 0 and 1: of the whole where the source has no splits, of
             train where it has train and test. Unused where the source has a valid part.
         test_fraction: Share that becomes test, likewise; unused where the source has a test part. Every part gets at
@@ -131,12 +136,13 @@ def load_data(
             _refuse(for_files | {"levels": levels is not None and source != "digits"}, repr(source))
             parts = read_digits(levels) if source == "digits" else read_points(source, seed)
         else:
-            path = _existing(source)
+            path, shards = _existing(source)
             name = os.path.abspath(path)  # so that the set is found again from another folder
-            if _holds_pictures(path):
-                parts = read_images(
-                    path, size=size, crop=crop, levels=levels, grey=grey, skip_bad=skip_bad, progress=progress
-                )
+            options: dict[str, Any] = {"size": size, "crop": crop, "levels": levels, "grey": grey, "skip_bad": skip_bad}
+            if shards is not None:
+                parts = read_shards(path, *shards, **options, progress=progress)
+            elif _holds_pictures(path):
+                parts = read_images(path, **options, progress=progress)
             else:
                 _refuse(for_files, repr(str(path)))
                 parts = _read_other(path, levels)
@@ -184,12 +190,17 @@ def _read_other(path: Path, levels: int | None) -> Parts:
     if suffix in EXTENSIONS:
         raise InputError(f"{str(path)!r} is one image; give the folder that holds the images.")
     raise InputError(
-        f"{str(path)!r} is of no known kind; give a folder or .zip of images, an .npy or .npz file, or IDX files."
+        f"{str(path)!r} is of no known kind; give a folder or .zip of images, .tar shards, an .npy or .npz file, or IDX"
+        " files."
     )
 
 
-def _existing(source: str | Path) -> Path:
-    """The path if it is a file or folder; otherwise InputError with the nearest known name or neighbour."""
+def _existing(source: str | Path) -> tuple[Path, tuple[Path, list[Path]] | None]:
+    """The path if it is a file, a folder or a pattern, and its shards, if it has some, as `find_shards` gives them.
+
+    Raises:
+        InputError: With the nearest known name or neighbour.
+    """
     text = os.fspath(source)
     if text == IN_MEMORY:
         raise InputError("This set was passed as an array in memory; pass the same array again.")
@@ -197,8 +208,9 @@ def _existing(source: str | Path) -> Path:
         raise InputError(f"{text!r} is no source of data; give a known name ({', '.join(KNOWN_NAMES)}) or a path.")
     path = Path(text).expanduser()
     try:
-        if path.is_file() or path.is_dir():
-            return path
+        shards = find_shards(path)
+        if shards is not None or path.is_file() or path.is_dir():
+            return path, shards
         if path.exists():
             raise InputError(f"{text!r} is neither a file nor a folder.")
         neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []

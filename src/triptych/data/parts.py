@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from triptych.data.binarize import Binarize, binarize_splits, check_intensities, describe_binarize
-from triptych.data.dataset import Dataset, Split, Subset, checksum_of, point_space_of, split_positions
+from triptych.data.binarize import Binarize, Binarized, binarize_splits, check_intensities, describe_binarize
+from triptych.data.dataset import Dataset, Split, Subset, checksum_of, is_large, point_space_of, split_positions
 from triptych.errors import InputError
 from triptych.spaces import Space
 
@@ -32,6 +33,9 @@ class Parts:
     """What was changed on reading, a sentence each."""
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
     """True log-density, where it is known."""
+    digests: np.ndarray | None = None
+    """`item_digest` of each item that the splits are subsets of, zeros where unknown; None if they are read at no cost
+    or all are unknown."""
 
 
 def name_labels(
@@ -126,19 +130,35 @@ def dataset_of(
     for name, split in ordered.items():
         if len(split) == 0:  # before measuring a space on it
             raise InputError(f"The {name} split of {parts.name!r} is empty; give more items or another split.")
+    measured = ordered
+    remark: str = "" if binarize == "none" else binarize
     if binarize != "none":
         intensities = check_intensities(space, parts.name)
         space = replace(intensities, levels=2)
         ordered = binarize_splits(ordered, intensities.levels, binarize, seed)
         repaired.append(describe_binarize(binarize, intensities.levels, seed))
+        if is_large(*measured.values()):  # what decides the draws, in place of what is drawn
+            remark += f" {intensities.levels} levels, {_draws_of(ordered)}"
+        else:
+            measured = ordered
     return Dataset(
         name=parts.name,
-        space=space or point_space_of(ordered["train"].read()[0]),
+        space=space or point_space_of(ordered["train"].items),
         **ordered,
         class_names=parts.class_names,
-        checksum=checksum_of(*ordered.values(), remark="" if binarize == "none" else binarize),
+        checksum=checksum_of(*measured.values(), remark=remark, digests=parts.digests),
         found=tuple(found),
         repaired=tuple(repaired),
         source=source,
         log_density=parts.log_density,
     )
+
+
+def _draws_of(binary: Mapping[str, Split]) -> str:
+    """SHA-256 over what decides the draws of binarised items: key and places of each split."""
+    digest = hashlib.sha256()
+    for split in binary.values():
+        if isinstance(split.items, Binarized):
+            digest.update(f"{split.items.key} ".encode())
+            digest.update(np.ascontiguousarray(split.items.places, dtype=np.int64).data)
+    return digest.hexdigest()

@@ -1,13 +1,15 @@
-"""Where image files lie: a folder or a zip, listed with care and read one file at a time."""
+"""Where image files lie: a folder or a zip, listed with care and read one file at a time; `shards` has tars."""
 
 from __future__ import annotations
 
 import lzma
 import os
 import stat
+import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,6 +21,21 @@ MAX_ZIP_ENTRIES = 5_000_000
 
 
 class Store(ABC):
+    """Image files in a fixed order, read by their place in it, also from several threads at once."""
+
+    names: Sequence[str]
+    """What to call each image file in messages."""
+
+    @abstractmethod
+    def item(self, position: int) -> bytes:
+        """Bytes of an image file.
+
+        Raises:
+            UnreadableImage: If it cannot be read.
+        """
+
+
+class NamedStore(Store):
     """Image files by name, and the names of what else lies beside them."""
 
     def __init__(self) -> None:
@@ -35,15 +52,20 @@ class Store(ABC):
             UnreadableImage: If it cannot be read.
         """
 
+    def item(self, position: int) -> bytes:
+        """Bytes of an image file."""
+        return self.read(self.names[position])
+
     def _list(self, name: str) -> None:
         (self.names if PurePosixPath(name).suffix.lower() in EXTENSIONS else self.others).append(name)
 
 
-def _is_hidden(part: str) -> bool:
+def is_hidden(part: str) -> bool:
+    """Whether a file or folder is passed over by its name."""
     return (part.startswith(".") and part != ".") or part == "__MACOSX"
 
 
-class FolderStore(Store):
+class FolderStore(NamedStore):
     """A folder, with all its subfolders.
 
     Raises:
@@ -59,12 +81,12 @@ class FolderStore(Store):
             raise InputError(f"{str(error.filename)!r} cannot be read ({error.strerror}); change its permissions.")
 
         for folder, subfolders, files in os.walk(root, onerror=stop):
-            subfolders[:] = sorted(name for name in subfolders if not _is_hidden(name))
+            subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
             for name in subfolders:
                 if (link := Path(folder, name)).is_symlink():
                     raise InputError(f"{str(link)!r} is a link to a folder; put the folder itself in its place.")
             for name in files:
-                if _is_hidden(name):
+                if is_hidden(name):
                     continue
                 path = Path(folder, name)
                 if path.is_symlink() and not path.resolve().is_relative_to(real_root):
@@ -91,7 +113,7 @@ class FolderStore(Store):
             raise UnreadableImage(error.strerror or type(error).__name__) from None
 
 
-class ZipStore(Store):
+class ZipStore(NamedStore):
     """A zip archive. It stays open, and is opened anew in another process.
 
     Raises:
@@ -104,6 +126,7 @@ class ZipStore(Store):
         self.path = path
         self._archive: zipfile.ZipFile | None = None
         self._owner = 0
+        self._lock = threading.Lock()
         what = repr(str(path))
         try:
             members = self._open().infolist()
@@ -118,7 +141,7 @@ class ZipStore(Store):
             parts = name.replace("\\", "/").split("/")
             if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
                 raise InputError(f"{what} holds {name!r}, a path that leads out of it; make the zip anew without it.")
-            if member.is_dir() or any(map(_is_hidden, parts)):
+            if member.is_dir() or any(map(is_hidden, parts)):
                 continue
             if member.flag_bits & 1:
                 raise InputError(f"{what} is encrypted ({name!r}); unpack it with its password first.")
@@ -138,7 +161,10 @@ class ZipStore(Store):
         return self._archive
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_archive": None}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_archive", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _archive=None, _lock=threading.Lock())
 
     def read(self, name: str) -> bytes:
         """Bytes of a member, at most as many as the archive's directory says.
@@ -147,6 +173,7 @@ class ZipStore(Store):
             UnreadableImage: If it is damaged.
         """
         try:
-            return self._open().read(name)
+            with self._lock:  # a ZipFile's count of its readers is safe in one thread only
+                return self._open().read(name)
         except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
