@@ -4,7 +4,7 @@ PIP = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 # Two cores are what the demo and the tests are planned for; torch takes all it sees otherwise.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow check format docs clean
+.PHONY: demo test test-slow chaos check format docs clean
 
 demo: .venv/installed
 	.venv/bin/triptych compare digits --budget 30s
@@ -14,6 +14,10 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow $(ARGS)
+
+# Trainings killed at random moments, and at every write, must end as if nobody had.
+chaos: .venv/installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/python tests/chaos.py --kills 50 --every-write vae $(ARGS)
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .

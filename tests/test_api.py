@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from triptych import ImageSpace, InputError, PointSpace
 from triptych.data.dataset import Dataset
 from triptych.models.base import TractableDensity
 from triptych.sampling.autoregressive import SAMPLERS
+from triptych.training.checkpoints import Checkpoints
 from triptych.training.trainer import CHECKPOINT_FORMAT
 
 QUICK: dict[str, Any] = {"budget": "4steps", "batch_size": 8, "validations": 2, "verbose": False}
@@ -45,10 +47,11 @@ def test_fit_gives_a_model_and_load_the_same(tiny: Dataset, tmp_path: Path) -> N
     assert config["train"]["budget"] == "4steps"
     assert {"torch", "python", "processor"} <= set(config["environment"])
     assert {file.name for file in (tmp_path / "run").iterdir()} == {
-        "checkpoint.pt",
+        "checkpoints",
         "config.json",
         "metrics.jsonl",
         "model.safetensors",
+        "run.lock",
         "samples",
         "summary.json",
     }
@@ -311,13 +314,36 @@ def test_compare_leaves_everything_and_resumes(tiny: Dataset, tmp_path: Path) ->
     gan = next(row for row in table["rows"] if row["name"] == "gan")
     assert gan["measurements"]["bits_per_dim"]["value"] is None
     with pytest.raises(InputError, match="not empty"):
-        triptych.compare(tiny, ["vae"], out=out, **settings)
+        triptych.compare(tiny, names, out=out, **settings)
     weights = (out / "vae" / "model.safetensors").read_bytes()
     (out / "gan" / "summary.json").unlink()
     again = triptych.compare(tiny, names, out=out, resume=True, **settings)
     assert (out / "vae" / "model.safetensors").read_bytes() == weights
     for first, second in zip(result.models["gan"].parameters(), again.models["gan"].parameters(), strict=True):
         assert torch.equal(first, second)
+
+
+def test_runs_of_two_comparisons_are_measured_together(tiny: Dataset, tmp_path: Path) -> None:
+    for folder in ("a", "b"):  # The same seed twice is no second training, but another run.
+        triptych.fit("vae", tiny, out=tmp_path / folder / "vae", **QUICK, hidden=8)
+    light: dict[str, Any] = {"n_importance": 2, "discriminator": False, "verbose": False}
+    runs = [tmp_path / "a" / "vae", tmp_path / "b" / "vae"]
+    found = triptych.evaluate(runs, tiny, **light)
+    assert [row.name for row in found.table.rows][:2] == ["a-vae", "b-vae"]
+    assert next(row.name for row in triptych.evaluate(runs[0], tiny, **light).table.rows) == "vae"
+    with pytest.raises(InputError, match="are the same run"):
+        triptych.evaluate([runs[0], tmp_path / "b" / ".." / "a" / "vae"], tiny, **light)
+
+
+def test_samples_may_be_tensors_or_lists_but_not_two(tiny: Dataset, tmp_path: Path) -> None:
+    items = np.asarray(tiny.train.items)[:30]
+    given: dict[str, Any] = {"tensor": torch.from_numpy(items), "array": items}
+    found = triptych.evaluate_samples(given, tiny, discriminator=False, verbose=False)
+    tensor, array = (row.measurements["fd_random"].value for row in found.table.rows[:2])
+    assert tensor == array
+    np.savez(tmp_path / "two.npz", images=items[:2])
+    with pytest.raises(InputError, match="too few samples"):
+        triptych.evaluate_samples({"two": tmp_path / "two.npz"}, tiny, verbose=False)
 
 
 def test_one_model_that_diverges_does_not_cost_the_others_their_row(tiny: Dataset, tmp_path: Path) -> None:
@@ -340,7 +366,8 @@ def test_one_model_that_diverges_does_not_cost_the_others_their_row(tiny: Datase
 
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(run: Path, tiny: Dataset) -> None:
     before = (run / "model.safetensors").read_bytes()
-    for file in ("checkpoint.pt", "model.safetensors", "summary.json", "metrics.jsonl"):
+    shutil.rmtree(run / "checkpoints")
+    for file in ("model.safetensors", "summary.json", "metrics.jsonl"):
         (run / file).unlink()
     triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)
     assert (run / "model.safetensors").read_bytes() == before
@@ -357,7 +384,7 @@ def test_a_checkpoint_of_something_else_is_told(run: Path, tiny: Dataset) -> Non
     (run / "summary.json").unlink()
     begun = {"format": CHECKPOINT_FORMAT, "step": 0, "position": 0, "seconds": 0.0, "stage": (0, 0.0, 0), "model": {}}
     for content in ([1, 2], {"format": CHECKPOINT_FORMAT}, begun):
-        torch.save(content, run / "checkpoint.pt")
+        Checkpoints(run, 1).write(100, content)  # type: ignore[arg-type]
         with pytest.raises(InputError, match="does not fit the run"):
             triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)
 

@@ -192,6 +192,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("sample RUNS/gan --temperature 0.5", "leave out temperature"),
         ("sample RUNS/gan --truncation 0", "truncation is 0"),
+        ("evaluate RUNS/gan --seed -1", "seed"),
+        ("evaluate RUNS/gan --n-samples 0", "n_samples"),
+        ("report RUNS --seed -1", "seed"),
+        ("report RUNS/gan", "--out"),
+        ("report RUNS/gan RUNS/gan --out x", "twice"),
+        ("report RUNS --out RUNS/bright.npy", "is no folder"),
+        ("evaluate --samples RUNS/small.png --reference RUNS/images.npz", "small.png"),
         ("sample RUNS/pixel_cnn --truncation 0.5", "leave out truncation, which"),
         ("sample RUNS/gan --animate a.gif", "leave out animate"),
         ("sample RUNS/pixel_cnn --sampler fast", "sampler"),

@@ -13,6 +13,7 @@ from players import data_of
 from torch import Tensor, nn
 
 import triptych
+from triptych import parallel
 from triptych.data.dataset import Dataset, Split
 from triptych.errors import InputError
 from triptych.models.adversarial import Rules, Verdict, gamma_for
@@ -128,7 +129,7 @@ def test_dcgan_normalises_by_the_batch_but_not_at_its_ends() -> None:
     y = model.fake(torch.randn(4, 4))
     made, called[:] = list(called), []
     model.judge(y)
-    transposed, norm, strided = nn.ConvTranspose2d, nn.BatchNorm2d, nn.Conv2d
+    transposed, norm, strided = nn.ConvTranspose2d, parallel.BatchNorm2d, nn.Conv2d
     assert [kind for _, kind in made] == [nn.Linear, *3 * [norm, transposed]]
     assert [kind for _, kind in called] == [strided, strided, norm, strided, norm]
     assert [size for size, kind in called if kind is strided] == [(32, 32), (16, 16), (8, 8)]

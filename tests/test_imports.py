@@ -10,10 +10,11 @@ import triptych
 PACKAGE = Path(triptych.__file__).parent
 
 # What each part may import, besides itself and the base that all share.
-BASE = {"errors", "spaces", "files"}
+BASE = {"errors", "spaces", "files", "parallel"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "parallel": set(),
     "spaces": set(),
     "config": set(),
     "data": set(),

@@ -1,5 +1,6 @@
 """Models of about as many parameters."""
 
+import numpy as np
 import pytest
 
 import triptych
@@ -52,3 +53,14 @@ def test_what_cannot_be_is_refused_or_said(digits: Dataset) -> None:
         options_of_size("pixel_cnn", digits, 3)
     with pytest.raises(InputError, match="leave vq_vae out"):  # Its prior has a size of its own.
         options_of_size("vq_vae", digits, 60_000)
+
+
+def test_there_are_no_more_components_than_training_items(digits: Dataset) -> None:
+    n = len(digits.train)
+    assert options_of_size("k_means", digits, 65 * (n + 20)).options == {"n_components": n}
+    with pytest.raises(InputError, match=f"the nearest is .* at n_components={n}"):
+        options_of_size("k_means", digits, 65 * 4 * n)
+    assert digits.train.labels is not None
+    fewest = int(np.bincount(digits.train.labels).min())
+    found = options_of_size("k_means", digits, 10 * 65 * (fewest + 2), n_classes=10)
+    assert found.options == {"n_components": fewest}

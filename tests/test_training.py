@@ -25,6 +25,7 @@ from triptych.files import write_atomically
 from triptych.models.base import GenerativeModel
 from triptych.models.registry import create_model
 from triptych.training import files
+from triptych.training.checkpoints import Checkpoints, read_checkpoint
 from triptych.training.run import first_difference
 from triptych.training.stream import BatchStream
 from triptych.training.trainer import Trainer
@@ -42,6 +43,10 @@ def trainer(name: str, data: Dataset, folder: Path, *, n_classes: int = 0, **set
     config = TrainConfig(**{"budget": "24steps", "validations": 4, "log_every": 5, "batch_size": 16, **settings})
     torch.manual_seed(config.seed)
     return Trainer(create_model(name, data.space, n_classes=n_classes, **SMALL[name]), data, config, folder)
+
+
+def latest(folder: Path) -> dict[str, Any]:
+    return Checkpoints(folder, 1).read()[0]
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -232,7 +237,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
         killed = trainer(name, tiny, tmp_path / "killed", **settings)
         stop_at(killed, died_at, monkeypatch)
         with pytest.raises(ZeroDivisionError):
-            killed.fit(resume=(tmp_path / "killed" / "checkpoint.pt").exists())
+            killed.fit(resume=(tmp_path / "killed" / "checkpoints").exists())
     torch.manual_seed(99)  # Nothing may hang on the state of the new process.
     resumed = trainer(name, tiny, tmp_path / "killed", **settings)
     torch.rand(3)
@@ -298,7 +303,7 @@ def test_ctrl_c_ends_the_step_and_saves_it(tiny: Dataset, tmp_path: Path) -> Non
         run.fit()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before
-    saved = files.read_checkpoint(tmp_path / "checkpoint.pt")
+    saved = latest(tmp_path)
     assert saved["step"] == run.step >= 5
     assert saved["position"] == saved["step"] * 16
 
@@ -320,7 +325,7 @@ def test_a_loss_that_is_not_finite_stops_with_a_word_and_the_last_good_checkpoin
     with pytest.raises(TrainingStopped, match=r"no longer finite at step 20.*learning-rate") as error:
         run.fit()
     assert "\n" not in str(error.value)
-    saved = files.read_checkpoint(tmp_path / "checkpoint.pt")
+    saved = latest(tmp_path)
     assert saved["step"] == 16
     assert f"step {saved['step']}" in str(error.value)
     assert all(value.isfinite().all() for part in ("model", "ema") for value in saved[part].values())
@@ -339,7 +344,7 @@ def test_nothing_that_is_not_finite_is_kept_as_a_result(
     with pytest.raises(TrainingStopped, match="no longer finite"):
         run.fit()
     assert all(value.isfinite().all() for value in files.read_weights(tmp_path / "model.safetensors").values())
-    assert files.read_checkpoint(tmp_path / "checkpoint.pt")["step"] == 0
+    assert latest(tmp_path)["step"] == 0
 
 
 def test_the_smallest_budget_trains_a_step(tiny: Dataset, tmp_path: Path) -> None:
@@ -359,7 +364,7 @@ def test_under_a_clock_validation_keeps_to_its_share(
     monkeypatch.setattr(type(run.model), "elbo", slow)
     run.fit()
     assert run.n_validation_items == 16
-    assert files.read_checkpoint(tmp_path / "checkpoint.pt")["n_validation_items"] == 16
+    assert latest(tmp_path)["n_validation_items"] == 16
 
 
 def test_a_run_that_ended_does_not_train_on(tiny: Dataset, tmp_path: Path) -> None:
@@ -424,9 +429,11 @@ def test_the_cost_is_estimated_without_touching_the_run(tiny: Dataset, tmp_path:
     assert torch.equal(state, torch.get_rng_state())
     assert run.stream.position == 0
     assert "steps" in cost.describe(run.budget)
+    assert not (tmp_path / "a").exists()
     run.fit()
-    disk = sum(file.stat().st_size for file in (tmp_path / "a").glob("*.*"))
-    assert disk < 1.5 * cost.disk_bytes + 2**17
+    disk = sum(file.stat().st_size for file in (tmp_path / "a").rglob("*") if file.is_file())
+    # The estimate has room for the checkpoint that is written before another goes.
+    assert 0.6 * cost.disk_bytes < disk < cost.disk_bytes
 
 
 def test_gradients_are_clipped(tiny: Dataset, tmp_path: Path) -> None:
@@ -437,17 +444,18 @@ def test_gradients_are_clipped(tiny: Dataset, tmp_path: Path) -> None:
     assert min(logged) > 1e-3, "as long as they are"
     clipped = trainer("vae", tiny, tmp_path / "clipped", clip_norm=1e-6, budget="5steps")
     norms: list[float] = []
-    setup = clipped.fabric.setup
+    make = clipped._optimizer
 
-    def watched(model: Any, *optimizers: Any) -> Any:
-        optimizers[0].register_step_pre_hook(
+    def watched(phase: Any) -> Any:
+        optimizer = make(phase)
+        optimizer.register_step_pre_hook(
             lambda opt, *_: norms.append(
                 math.sqrt(sum(float(p.grad.square().sum()) for g in opt.param_groups for p in g["params"]))
             )
         )
-        return setup(model, *optimizers)
+        return optimizer
 
-    clipped.fabric.setup = watched  # type: ignore[method-assign]
+    clipped._optimizer = watched  # type: ignore[method-assign]
     clipped.fit()
     assert len(norms) == 5
     assert max(norms) <= 1.01e-6
@@ -478,11 +486,11 @@ def test_cuda_is_refused_where_there_is_none(tiny: Dataset, tmp_path: Path) -> N
 
 
 def test_tensorboard_is_written_or_asked_for(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("triptych.training.trainer.find_spec", lambda name: None)
+    monkeypatch.setattr("triptych.training.devices.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"triptych\[tensorboard\]"):
         trainer("vae", tiny, tmp_path / "without", tensorboard=True)
     assert not (tmp_path / "without").exists()
-    monkeypatch.setattr("triptych.training.trainer.find_spec", lambda name: "found")
+    monkeypatch.setattr("triptych.training.devices.find_spec", lambda name: "found")
     written: list[tuple[str, float, int]] = []
 
     class Writer:
@@ -525,7 +533,7 @@ class TestFiles:
         for name, read in (
             ("config.json", files.read_json),
             ("model.safetensors", files.read_weights),
-            ("checkpoint.pt", files.read_checkpoint),
+            ("step-00000003.pt", read_checkpoint),
         ):
             path = tmp_path / name
             with pytest.raises(InputError, match=name):
@@ -534,16 +542,6 @@ class TestFiles:
             with pytest.raises(InputError, match=name) as error:
                 read(path)
             assert "\n" not in str(error.value)
-
-    def test_a_checkpoint_runs_no_code(self, tmp_path: Path) -> None:
-        class Evil:
-            def __reduce__(self) -> Any:
-                return os.system, (f"touch {tmp_path / 'owned'}",)
-
-        torch.save({"format": 1, "model": Evil()}, tmp_path / "checkpoint.pt")
-        with pytest.raises(InputError, match="damaged"):
-            files.read_checkpoint(tmp_path / "checkpoint.pt")
-        assert not (tmp_path / "owned").exists()
 
     def test_torn_last_line_of_the_records_is_dropped(self, tmp_path: Path) -> None:
         path = tmp_path / "metrics.jsonl"

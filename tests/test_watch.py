@@ -18,7 +18,7 @@ from triptych.errors import TrainingStopped
 from triptych.models.implicit.pix2pix import Pix2Pix
 from triptych.models.registry import create_model
 from triptych.spaces import ImageSpace
-from triptych.training.files import read_checkpoint
+from triptych.training.checkpoints import Checkpoints
 from triptych.training.trainer import Trainer
 from triptych.training.watch import Look, Watch, diagnose
 
@@ -256,7 +256,7 @@ class TestInTheTrainer:
         run = trainer(ring, tmp_path)
         run.fit()
         assert run.watch is not None
-        saved = read_checkpoint(tmp_path / "checkpoint.pt")["watch"]
+        saved = Checkpoints(tmp_path, 1).read()[0]["watch"]
         again = Watch(ring, 1000)
         again.restore(saved)
         assert again.looks == run.watch.looks

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from triptych.api import (
         create_model,
+        estimate,
         evaluate,
         evaluate_samples,
         fit,
+        fork,
         list_models,
         load,
         load_data,
@@ -40,9 +42,11 @@ __all__ = [
     "complete",
     "create_model",
     "encode",
+    "estimate",
     "evaluate",
     "evaluate_samples",
     "fit",
+    "fork",
     "interpolate",
     "list_models",
     "load",

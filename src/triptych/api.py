@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -35,21 +35,25 @@ from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.evaluate import evaluate_samples as evaluate_given
 from triptych.evaluation.likelihood import evaluate_likelihood
 from triptych.evaluation.results import TrainingCost
-from triptych.files import write_atomically, write_text
+from triptych.files import is_temporary, write_atomically, write_text
 from triptych.models.adversarial import AdversarialModel
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import GenerativeModel, Likelihood
 from triptych.models.registry import PANELS, create_model, find_models, model_class, model_options, resolved_options
 from triptych.sampling.autoregressive import Sampler, Warp
 from triptych.spaces import ImageSpace, PointSpace
+from triptych.training.cost import Cost
 from triptych.training.files import read_json, write_json
+from triptych.training.lock import RunLock
 from triptych.training.run import check_same, read_config, read_run, run_config
 
 __all__ = [
     "create_model",
+    "estimate",
     "evaluate",
     "evaluate_samples",
     "fit",
+    "fork",
     "list_models",
     "load",
     "load_data",
@@ -86,7 +90,8 @@ def fit(
     data: Dataset | str | Path | np.ndarray,
     *,
     out: str | Path | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
+    fork: str | Path | None = None,
     conditional: bool = False,
     verbose: bool = True,
     **settings: Any,
@@ -97,7 +102,10 @@ def fit(
         model: One of `list_models()`.
         data: A data set, or whatever `load_data` reads.
         out: Run folder; by default the first free of `runs/<model>-<data>`, `runs/<model>-<data>-2`, ...
-        resume: Go on from the checkpoint in `out`, with the same settings and data.
+        resume: Go on from the latest checkpoint in `out`, with the same settings and data; with 'auto' only if one was
+            begun there, so that the same call begins a run and goes on with it.
+        fork: Begin with the weights, their averages and the optimisers' state of this run's latest checkpoint; steps,
+            schedule, noise and order of the data are those of a new run.
         conditional: Condition the model on the data's class labels.
         verbose: Show the estimate of time and memory, and the progress.
         settings: Training settings (the fields of `triptych.config.TrainConfig`: `budget`, `seed`, `batch_size`, ...)
@@ -106,47 +114,94 @@ def fit(
         The trained model, in evaluation mode on the CPU: the averaged weights, those that scored best on the
         validation split where the model has a likelihood.
     Raises:
-        InputError: If a name or a value is wrong, `out` is taken, or a resumed run differs in a setting or the data.
-        TrainingStopped: If a loss is no longer finite, or on Ctrl-C.
+        InputError: If a name or a value is wrong, `out` is taken or being trained, or a resumed run differs in a
+            setting, the data or a version.
+        TrainingStopped: If a loss is no longer finite, a file cannot be written, or on Ctrl-C or SIGTERM.
     """
-    from triptych.training.trainer import Trainer  # Lightning Fabric takes seconds to import.
+    from triptych.training.devices import start  # Lightning Fabric takes seconds to import.
+    from triptych.training.trainer import Trainer
 
     train, options = split_settings(model, settings)
     data = data if isinstance(data, Dataset) else load_data(data)
     n_classes = classes_of(data, conditional=conditional)
-    if resume and out is None:
-        raise InputError("resume needs the run folder to go on from: give out.")
-    folder = Path(out) if out is not None else free_folder(Path("runs") / f"{model}-{data.name}")
-    console = Console() if verbose else None
+    if (resume and out is None) or (resume is True and fork is not None):
+        raise InputError("resume needs the run folder to go on from: give out, and no fork.")
+    if resume == "auto":  # Several processes ask before any of them writes: see `start`.
+        resume = (Path(str(out)) / "config.json").is_file()
     # Weights are drawn from the global generator, which is the caller's own outside.
     with torch.random.fork_rng():
         torch.manual_seed(train.seed)
         options = {**model_class(model).defaults_for(data.space, len(data.train)), **options}
         network = create_model(model, data.space, n_classes=n_classes, **options)
-        trainer = Trainer(network, data, train, folder, console)
         config = run_config(model, resolved_options(model, network), n_classes, data, train)
+        fabric = start(train)
+        console = Console() if verbose and fabric.is_global_zero else None
+        origin = None if fork is None else Path(fork)
         if resume:
-            check_same(read_config(folder), config, folder)
-            if (folder / "summary.json").is_file():
+            folder = Path(str(out))
+            saved = read_config(folder)
+            is_finished = (folder / "summary.json").is_file()
+            check_same(saved, config, folder, same_versions=not is_finished)
+            if is_finished:
                 if console:
                     ended = read_json(folder / "summary.json")["reason"]
                     console.print(f"{folder} is finished ({ended}); nothing to do.", markup=False, highlight=False)
                 return load(folder)
-        elif is_taken(folder):
-            raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
-        if console:
-            console.print(f"{model} on {data.name} ({data.space}) -> {folder}", markup=False, highlight=False)
-            if network.phases() and not resume:
+            origin = Path(saved["forked_from"]) if "forked_from" in saved else None
+        with ExitStack() as held:
+            lock = None
+            if fabric.is_global_zero:
+                if not resume:
+                    folder = new_folder(out, Path("runs") / f"{model}-{data.name}")
+                    if origin is not None:
+                        config["forked_from"] = str(origin.resolve())
+                lock = held.enter_context(RunLock(folder))
+            elif not resume:
+                folder = Path(out or "runs")  # The first process alone knows the name, and alone needs it.
+            trainer = Trainer(network, data, train, folder, console, fabric)
+            if console:
+                console.print(f"{model} on {data.name} ({data.space}) -> {folder}", markup=False, highlight=False)
+            if network.phases() and not resume and verbose:
                 cost = trainer.estimate_cost().describe(trainer.budget)
-                console.print(cost, markup=False, highlight=False, soft_wrap=True)
-        if not resume:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / "config.json", config)
-        # A run that was stopped before its first checkpoint begins anew.
-        summary = trainer.fit(resume=resume and (folder / "checkpoint.pt").is_file())
-    n_parameters = sum(tensor.numel() for tensor in [*network.parameters()] or [*network.state_dict().values()])
-    write_json(folder / "summary.json", {**dataclasses.asdict(summary), "n_parameters": n_parameters})
+                if console:
+                    console.print(cost, markup=False, highlight=False, soft_wrap=True)
+            # A run that was stopped before its first checkpoint begins anew.
+            goes_on = resume and bool(trainer.checkpoints.paths())
+            if origin is not None and not goes_on:
+                trainer.begin_with(origin)
+            if lock is not None and not resume:
+                if is_taken(folder):  # Who was quicker has let go of it by now.
+                    raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
+                write_json(folder / "config.json", config)
+            summary = trainer.fit(resume=goes_on, lock=lock)
+            if lock is not None:
+                tensors = [*network.parameters()] or [*network.state_dict().values()]
+                n_parameters = sum(tensor.numel() for tensor in tensors)
+                write_json(folder / "summary.json", {**dataclasses.asdict(summary), "n_parameters": n_parameters})
     return trainer.ema.cpu()
+
+
+def estimate(
+    model: str, data: Dataset | str | Path | np.ndarray, *, conditional: bool = False, **settings: Any
+) -> Cost | None:
+    """What a `fit` with the same arguments would take, from a few trial steps; writes nothing.
+
+    Returns:
+        Time, memory and disk; None for a model that an algorithm of its own estimates, which has no steps to try.
+    Raises:
+        InputError: As of `fit`.
+    """
+    from triptych.training.devices import start
+    from triptych.training.trainer import Trainer
+
+    train, options = split_settings(model, settings)
+    data = data if isinstance(data, Dataset) else load_data(data)
+    with torch.random.fork_rng():
+        torch.manual_seed(train.seed)
+        options = {**model_class(model).defaults_for(data.space, len(data.train)), **options}
+        network = create_model(model, data.space, n_classes=classes_of(data, conditional=conditional), **options)
+        trainer = Trainer(network, data, train, Path(), None, start(train))
+        return trainer.estimate_cost() if network.phases() else None
 
 
 def split_settings(model: str, settings: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
@@ -194,6 +249,36 @@ def resume(run: str | Path, *, verbose: bool = True) -> GenerativeModel:
     return fit(model, data, out=run, resume=True, conditional=conditional, verbose=verbose, **settings)
 
 
+def fork(
+    run: str | Path,
+    data: Dataset | str | Path | np.ndarray | None = None,
+    *,
+    out: str | Path | None = None,
+    verbose: bool = True,
+    **settings: Any,
+) -> GenerativeModel:
+    """Begins a new run with the weights of another one: its model and options, on its data if no other is given.
+
+    Arguments:
+        run: Run folder to begin with; it is not changed.
+        data: What to learn, of the same space.
+        out: As of `fit`.
+        settings: Training settings, which are not taken from `run`, and options of the model that differ.
+    Returns:
+        As of `fit`.
+    Raises:
+        InputError, TrainingStopped: As of `fit`; InputError also if the weights do not fit.
+    """
+    config = read_config(Path(run))
+    try:
+        model, conditional = config["model"], config["n_classes"] > 0
+        options = {**config["options"], **settings}
+        data = data_of(config, run) if data is None else data
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{run}/config.json is not the configuration of a run ({error!r}).") from None
+    return fit(model, data, out=out, fork=run, conditional=conditional, verbose=verbose, **options)
+
+
 def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
     """The data set a run was trained on, read again from where it was.
 
@@ -206,7 +291,7 @@ def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
     data = load_data(**source)
     if data.checksum != config["data"]["checksum"]:
         raise InputError(
-            f"The data at {source['source']!r} is no longer what {run} was trained on; give the data itself."
+            f"The data at {source['source']!r} is no longer what {run} was trained on; give the data itself (--source)."
         )
     return data
 
@@ -244,6 +329,28 @@ def fit_one_of_several(
         raise TrainingInterrupted(
             f"Interrupted; what is done is kept. Go on with the same command, --out {folder} and --resume."
         ) from None
+
+
+def new_folder(out: str | Path | None, wanted: Path) -> Path:
+    """Makes the folder of a run: `out`, or the first of `wanted`, `wanted-2`, ... that nothing else has taken.
+
+    Raises:
+        InputError: If `out` is not empty.
+    """
+    if out is not None:
+        folder = Path(out)
+        if is_taken(folder):
+            raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    while True:
+        folder = free_folder(wanted)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir()
+        except FileExistsError:  # by another process, just now
+            continue
+        return folder
 
 
 def free_folder(wanted: Path) -> Path:
@@ -395,7 +502,10 @@ def _write_open(out: Path, write: Callable[[BinaryIO], None]) -> None:
 
 def is_taken(folder: Path) -> bool:
     """Whether something is there that a new run must not write over."""
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if not folder.is_dir():
+        return folder.exists()
+    # What a process leaves that is killed as it begins is nothing.
+    return any(path.name != RunLock.NAME and not is_temporary(path) for path in folder.iterdir())
 
 
 def score(
@@ -442,7 +552,7 @@ def write_scores(likelihood: Likelihood, out: str | Path) -> None:
 
 
 def evaluate(
-    runs: Sequence[str | Path],
+    runs: str | Path | Sequence[str | Path],
     data: Dataset | str | Path | None = None,
     *,
     n_importance: int = 64,
@@ -457,7 +567,7 @@ def evaluate(
     Runs that differ in nothing but their seed are trainings of one model, and make one row.
 
     Arguments:
-        runs: Run folders of models trained on the same data.
+        runs: Run folders of models trained on the same data, or one.
         data: The data, if it is no longer where the runs found it.
         n_importance, n_samples, extractors, discriminator, seed: As of `triptych.evaluation.evaluate.evaluate`.
         verbose: Say what is being measured.
@@ -465,7 +575,7 @@ def evaluate(
         InputError: If a run is incomplete, or the runs were trained on different data.
     """
     return evaluate_runs(
-        [Path(run) for run in runs],
+        [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)],
         data,
         n_importance=n_importance,
         n_samples=n_samples,
@@ -493,14 +603,16 @@ def evaluate_runs(
     Raises:
         InputError: As of `evaluate`.
     """
-    from triptych.training.trainer import choose_device
+    from triptych.training.devices import choose_device
 
     if not runs:
         raise InputError("evaluate needs at least one run folder.")
     loaded: dict[Path, tuple[GenerativeModel, dict[str, Any]]] = {}
+    known: dict[Path, Path] = {}
     for run in runs:
-        if run in loaded:
-            raise InputError(f"{run} is given twice; give each run once.")
+        if (same := known.setdefault(run.resolve(), run)) is not run or run in loaded:
+            twice = f"{run} is given twice" if run == same else f"{run} and {same} are the same run"
+            raise InputError(f"{twice}; give each run once.")
         loaded[run] = read_run(run)
     first, *others = loaded
     config = loaded[first][1]
@@ -546,11 +658,17 @@ def _trainings_of(configs: Mapping[Path, Mapping[str, Any]]) -> dict[str, list[P
     named: dict[str, list[Path]] = {}
     for same, several in rows:
         alone = sum(other["model"] == same["model"] for other, _ in rows) == 1
-        name = same["model"] if alone else several[0].name
-        if name in named:
-            raise InputError(f"{several[0]} has the name of another run; rename one.")
-        named[name] = several
+        named[same["model"] if alone else _short_name(several[0], [run for _, (run, *_) in rows])] = several
     return named
+
+
+def _short_name(run: Path, others: Sequence[Path]) -> str:
+    """As many of the last folders of a run's path as tell it from the others' paths."""
+    parts = run.resolve().parts
+    for n in range(1, len(parts)):
+        if sum(other.resolve().parts[-n:] == parts[-n:] for other in others) == 1:
+            return "-".join(parts[-n:])
+    return str(run)
 
 
 def _cost_of(run: Path) -> TrainingCost:
@@ -559,7 +677,7 @@ def _cost_of(run: Path) -> TrainingCost:
 
 
 def evaluate_samples(
-    samples: Mapping[str, np.ndarray | str | Path],
+    samples: Mapping[str, np.ndarray | torch.Tensor | str | Path],
     reference: Dataset | str | Path | np.ndarray,
     *,
     extractors: Sequence[str] | None = None,
@@ -570,8 +688,8 @@ def evaluate_samples(
     """Measures samples that anybody made against data: every column but likelihood and speed.
 
     Arguments:
-        samples: By the name of their row: arrays in the reference's units, (n, *space.shape), or whatever `load_data`
-            reads (a folder or zip of images, an npz file), of the reference's size and channels.
+        samples: By the name of their row: arrays or tensors in the reference's units, (n, *space.shape), or whatever
+            `load_data` reads (a folder or zip of images, an npz file), of the reference's size and channels.
         reference: Data, or whatever `load_data` reads. The test split is what samples are compared with, the training
             split is what they may be copies of.
         extractors, discriminator, seed: As of `triptych.evaluation.evaluate.evaluate`.
@@ -579,13 +697,14 @@ def evaluate_samples(
     Raises:
         InputError: If samples cannot be read, or are not of the reference's space.
     """
-    from triptych.training.trainer import choose_device
+    from triptych.training.devices import choose_device
 
     if not samples:
         raise InputError("evaluate_samples needs at least one set of samples.")
     data = reference if isinstance(reference, Dataset) else load_data(reference)
     sets = {
-        name: items if isinstance(items, np.ndarray) else _read_samples(items, data) for name, items in samples.items()
+        name: _read_samples(items, data) if isinstance(items, str | Path) else np.asarray(torch.as_tensor(items).cpu())
+        for name, items in samples.items()
     }
     with telling(verbose) as tell:
         return evaluate_given(
@@ -607,12 +726,18 @@ def _read_samples(source: str | Path, data: Dataset) -> np.ndarray:
     """
     ours = data.space
     levels = ours.levels if isinstance(ours, ImageSpace) and ours.palette is None else None
-    found = load_data(source, levels=levels)
+    try:
+        found = load_data(source, levels=levels)
+    except InputError as error:
+        if "split of" not in str(error):
+            raise
+        raise InputError(f"{source} holds too few samples to say anything of; give at least 6.") from None
     items, theirs = merged(*found.splits.values()).read()[0], found.space
-    refusal = InputError(
-        f"{source} holds {theirs}, the reference {data.name!r} {ours}; give samples of the same size, channels and"
-        " levels, or read the reference with --size, --grey or --levels to make it so."
-    )
+    advice = "give samples of as many coordinates."
+    if isinstance(ours, ImageSpace):
+        advice = "give samples of the same size, channels and levels, or read the reference with --size, --grey or"
+        advice += " --levels to make it so."
+    refusal = InputError(f"{source} holds {theirs}, the reference {data.name!r} {ours}; {advice}")
     if type(theirs) is not type(ours) or theirs.shape[1:] != ours.shape[1:]:
         raise refusal
     if not isinstance(ours, ImageSpace) or not isinstance(theirs, ImageSpace):

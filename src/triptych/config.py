@@ -78,6 +78,14 @@ class TrainConfig:
     """Where to train; auto takes a GPU if there is one."""
     precision: Literal["auto", "32", "bf16"] = "auto"
     """Arithmetic of the network; auto is bf16 on a GPU that has it, else float32. Weights are float32 always."""
+    devices: int = 1
+    """Processes on this machine that share each batch: one for each GPU, or on the CPU as many as you like. torchrun
+    starts them too, and then knows how many."""
+    nodes: int = 1
+    """Machines that share each batch, each with as many devices."""
+    accumulate: int = 1
+    """Pieces in which a process works through its part of each batch, to save memory; the weights are the same but for
+    rounding (with batch normalisation, a codebook or adaptive augmentation a piece counts as a batch)."""
     validations: int = 40
     """Validations over the budget, evenly spaced (fewer if they would take more than an eighth of the time)."""
     validation_items: int = 1000
@@ -89,6 +97,8 @@ class TrainConfig:
     rate; 0 for never."""
     checkpoint_every: str = "60s"
     """Time between checkpoints, or steps (500steps)."""
+    keep: int = 2
+    """Checkpoints to keep, the latest ones; if the last is damaged, a resumed run goes on from the one before."""
     log_every: int = 20
     """Steps between records in metrics.jsonl."""
     tensorboard: bool = False
@@ -106,7 +116,8 @@ class TrainConfig:
         if Budget.parse(self.checkpoint_every).unit == "images":
             raise InputError(f"checkpoint_every is {self.checkpoint_every!r}; give seconds (60s) or steps (500steps).")
         at_least = {"batch_size": 1, "log_every": 1, "validation_items": 1, "validations": 0, "patience": 0}
-        at_least |= {"warmup_steps": 0, "seed": 0, "rollbacks": 0}
+        at_least |= {"warmup_steps": 0, "seed": 0, "rollbacks": 0, "keep": 1}
+        at_least |= {"devices": 1, "nodes": 1, "accumulate": 1}
         for field, least in at_least.items():
             if (value := getattr(self, field)) is not None and value < least:
                 raise InputError(f"{field} is {value}; it must be at least {least}.")
@@ -190,7 +201,8 @@ class MeasureConfig:
         Raises:
             InputError: If no features are named.
         """
-        extractors = None if self.features is None else [word for word in self.features.split(",") if word]
+        words = [word.strip() for word in (self.features or "").split(",")]
+        extractors = None if self.features is None else [word for word in words if word]
         if extractors is not None and not extractors:
             raise InputError("--features names none; give for example random,classifier.")
         return {

@@ -26,6 +26,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         os.close(folder)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a path is one of those that `write_atomically` leaves when the process is killed."""
+    return path.name.startswith(".") and path.suffix == ".tmp"
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes UTF-8 text atomically. What UTF-8 cannot hold (odd bytes of a file name) becomes a question mark."""
     write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from triptych.data.dataset import Dataset
@@ -65,9 +66,12 @@ def options_of_size(name: str, data: Dataset, n_parameters: int, *, n_classes: i
                 counts[width] = None
         return counts[width]
 
+    # Classical models refuse more components than items, but not before they are trained.
+    most = min(MOST, _fewest_items(data, n_classes)) if option == "n_components" else MOST
     low, high = 1, 1
-    while high < MOST and (count(high) or 0) < n_parameters:
-        low, high = high, 2 * high
+    while high < most and (count(high) or 0) < n_parameters:
+        low, high = high, min(2 * high, most)
+    count(high)
     while high - low > 1:
         middle = (low + high) // 2
         # A width that cannot be had (a divisor of something) says nothing: the next one may.
@@ -86,3 +90,11 @@ def options_of_size(name: str, data: Dataset, n_parameters: int, *, n_classes: i
             f" {option}={best}. Ask for another number, or leave {name} out."
         )
     return Sized({option: best}, possible[best], n_parameters)
+
+
+def _fewest_items(data: Dataset, n_classes: int) -> int:
+    """Training items of the class that has fewest; of a model without classes all of them."""
+    labels = data.train.labels
+    if n_classes == 0 or labels is None:
+        return len(data.train)
+    return int(np.bincount(labels, minlength=n_classes).min())

@@ -18,7 +18,7 @@ from triptych.cli.words import (
     parse_values,
     split_words,
 )
-from triptych.config import DataConfig, MeasureConfig, TrainConfig
+from triptych.config import Budget, DataConfig, MeasureConfig, TrainConfig
 from triptych.errors import InputError
 
 
@@ -34,6 +34,12 @@ class Fit:
     """Run folder; by default runs/MODEL-SOURCE."""
     resume: Path | None = None
     """Go on with this run folder, with the settings and data it was begun with."""
+    auto_resume: bool = False
+    """Go on with --out if a run was begun there, and begin it otherwise: for schedulers, which repeat a command."""
+    fork: Path | None = None
+    """Begin a new run with the weights of this one: its model and options, its data unless a source is given."""
+    dry_run: bool = False
+    """Say what the training would take in time, memory and disk, after a few trial steps; write nothing."""
     conditional: bool = False
     """Condition the model on the class labels."""
     settings: Settings = ()
@@ -51,12 +57,44 @@ class Fit:
                 raise InputError("--resume takes model, data and settings from the run folder; give nothing else.")
             api.resume(self.resume)
             return
+        if self.fork is not None:
+            self._fork(self.fork)
+            return
         if self.model is None or self.source is None:
-            raise InputError("fit needs a model and a source: triptych fit MODEL SOURCE, or triptych fit --resume RUN.")
+            raise InputError(
+                "fit needs a model and a source: triptych fit MODEL SOURCE, or a run to --resume or to --fork."
+            )
         model_options(self.model)  # An unknown name is told before a large set is read.
         options = parse_settings(self.settings)
         data = load_source(self.source, self.data)
-        api.fit(self.model, data, out=self.out, conditional=self.conditional, **self.train.to_dict(), **options)
+        if self.dry_run:
+            found = api.estimate(self.model, data, conditional=self.conditional, **self.train.to_dict(), **options)
+            what = f"{self.model} on {data.name}"
+            none = "an algorithm of its own estimates it, until it converges: there are no steps to try."
+            print(f"{what}: {found.describe(Budget.parse(self.train.budget)) if found else none}")
+            return
+        resume: Literal["auto", False] = "auto" if self.auto_resume else False
+        api.fit(
+            self.model,
+            data,
+            out=self.out,
+            resume=resume,
+            conditional=self.conditional,
+            **self.train.to_dict(),
+            **options,
+        )
+
+    def _fork(self, run: Path) -> None:
+        from triptych import api
+        from triptych.training.run import read_config
+
+        model = read_config(run).get("model")
+        if self.model not in (None, model) or self.conditional:
+            raise InputError(f"--fork {run} takes the model from there, {model}; give no other, and no --conditional.")
+        if self.source is None and self.data != DataConfig():
+            raise InputError(f"--fork {run} takes the data from the run; give the source whose settings these are.")
+        data = None if self.source is None else load_source(self.source, self.data)
+        api.fork(run, data, out=self.out, **self.train.to_dict(), **parse_settings(self.settings))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.models.base import Batch, ImplicitDensity, Loss, Phase
 from triptych.models.inversion import EncoderName, pair_loss, recognition_errors
@@ -114,7 +115,7 @@ def gamma_for(space: Space) -> float:
 def hide_levels(y: Tensor, space: ImageSpace, generator: Generator | None) -> Tensor:
     """Scaled images, real or generated, with the noise that hides which are integers."""
     width = min(2 / (space.levels - 1), FINEST_NOISE)
-    return y + width * (torch.rand(y.shape, generator=generator, device=y.device) - 0.5)
+    return y + width * (parallel.rand(y.shape, generator=generator, device=y.device) - 0.5)
 
 
 class Verdict(NamedTuple):
@@ -194,7 +195,7 @@ class AdversarialModel(ImplicitDensity):
             instead of drawing again what lies outside, which gives the same distribution.
         """
         if truncation is None:
-            return torch.randn((n, self.n_latents), generator=generator, device=self.device)
+            return parallel.randn((n, self.n_latents), generator=generator, device=self.device)
         if not truncation > 0:
             raise InputError(f"truncation is {truncation}; it must be above 0.")
         uniform = torch.rand((n, self.n_latents), generator=generator, device=self.device)
@@ -325,7 +326,9 @@ class AdversarialModel(ImplicitDensity):
         }
         if self.augmentation is not None and self.augmentation.adaptive:
             if self.training:
-                middle = 0.0 if rules.objective in HAVE_ZERO else (real.logits.mean() + fake.logits.mean()) / 2
+                middle = (
+                    0.0 if rules.objective in HAVE_ZERO else parallel.mean(real.logits.mean() + fake.logits.mean()) / 2
+                )
                 self.augmentation.adapt(real.logits - middle)
             terms["augment_p"] = self.augmentation.p.clone()
         if on_real:

@@ -7,6 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Generator, Tensor
 
+from triptych import parallel
 from triptych.models.base import ApproximateDensity, Loss
 from triptych.models.observation import Observation
 from triptych.spaces import PointSpace, Space
@@ -31,9 +32,9 @@ def bounded_log_var(log_var: Tensor) -> Tensor:
     return softly_bounded(log_var, 8.0)
 
 
-def reparameterised(mu: Tensor, log_var: Tensor, generator: Generator | None = None) -> Tensor:
-    """A draw from N(mu, diag exp log_var) through which gradients flow; of the shape of mu."""
-    noise = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
+def reparameterised(mu: Tensor, log_var: Tensor, generator: Generator | None = None, dim: int = 0) -> Tensor:
+    """A draw from N(mu, diag exp log_var) through which gradients flow; of the shape of mu, with its items in dim."""
+    noise = parallel.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype, dim=dim)
     return mu + (0.5 * log_var).exp() * noise
 
 
@@ -43,14 +44,17 @@ def kl_to_minimise(kl: Tensor, beta: float, free_bits: float, kl_warmup: float, 
     Arguments:
         kl: KL(q || p) of each part of z, nats, (N, parts).
         beta: Its weight.
-        free_bits: Nats of each part, on average over the batch, that cost nothing.
+        free_bits: Nats of each part, on average over the whole batch, that cost nothing.
         kl_warmup: Share of the training over which the weight rises from 0.
         progress: Share of the training that is done.
     Source:
         Free bits: Kingma et al. 2016, arXiv:1606.04934, eq. 15.
     """
     weight = beta * min(1.0, progress / kl_warmup) if kl_warmup > 0 else beta
-    return weight * kl.mean(0).clamp_min(free_bits).sum()
+    average = kl.mean(0)
+    if free_bits > 0:
+        average = parallel.mean(average).clamp_min(free_bits)
+    return weight * average.sum()
 
 
 def bound_loss(space: Space, reconstruction: Tensor, kl: Tensor, weighted_kl: Tensor) -> Loss:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.nn.blocks import mlp, pyramid, pyramid_widths
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -318,7 +319,7 @@ class _TransposedGenerator(nn.Module):
         widths = widths[::-1]
         # Batch normalisation takes away what a bias adds.
         self.input = nn.Linear(n_in, widths[0] * math.prod(self.sizes[0]), bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
+        self.norms = nn.ModuleList(parallel.BatchNorm2d(width) for width in widths)
         self.layers = nn.ModuleList(
             nn.ConvTranspose2d(before, after, 5, 2, 2, bias=False) for before, after in pairwise(widths)
         )
@@ -346,7 +347,7 @@ class _StridedDiscriminator(nn.Module):
             nn.Conv2d(before, after, 5, 2, 2, bias=i == 0 or not batch_norm)
             for i, (before, after) in enumerate(pairwise([n_in, *widths]))
         )
-        norms = [nn.BatchNorm2d(width) if batch_norm else nn.Identity() for width in widths[1:]]
+        norms = [parallel.BatchNorm2d(width) if batch_norm else nn.Identity() for width in widths[1:]]
         self.norms = nn.ModuleList([nn.Identity(), *norms])
         _initialise(self)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.nn.causal import CausalLayer
 from triptych.nn.options import check_counts, check_dropout, check_kernel_size
 
@@ -113,7 +114,7 @@ class GatedBlock(nn.Module):
         self.look = CausalConv2d(hidden, 2 * hidden, INNER_KERNEL, sees_own=True)
         self.expand = nn.Conv2d(hidden, hidden, 1, bias=False)
         self.condition = nn.Linear(n_condition, 2 * hidden, bias=False) if n_condition else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = parallel.Dropout(dropout)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
         """(N, hidden, H, W) to the same."""

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Generator, Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace, Space
 
@@ -61,7 +62,7 @@ class Augmentation(nn.Module):
 
     def _uniform(self, y: Tensor, generator: Generator | None) -> Tensor:
         """One number in 0 .. 1 an image, (N, 1, 1, 1)."""
-        return torch.rand((len(y), 1, 1, 1), generator=generator, device=y.device)
+        return parallel.rand((len(y), 1, 1, 1), generator=generator, device=y.device)
 
     def _chosen(self, y: Tensor, generator: Generator | None) -> Tensor:
         """1 for the images to be changed, 0 for the others, (N, 1, 1, 1)."""
@@ -114,8 +115,9 @@ class Augmentation(nn.Module):
             of a running mean of some four batches, and runs from 0 to 1 in 100,000 images instead of 500,000, since
             trainings here are shorter.
         """
-        self.sign.lerp_(real_logits.float().sign().mean(), 0.25)
-        self.p.add_((self.sign - TARGET).sign() * (len(real_logits) / ADAPTIVE_IMAGES)).clamp_(0, 1)
+        self.sign.lerp_(parallel.mean(real_logits.float().sign().mean()), 0.25)
+        n_images = len(real_logits) * parallel.process()[1]
+        self.p.add_((self.sign - TARGET).sign() * (n_images / ADAPTIVE_IMAGES)).clamp_(0, 1)
 
 
 def augmentation_of(augment: AugmentName, space: Space) -> Augmentation | None:

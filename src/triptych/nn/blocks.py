@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.spaces import ImageSpace, PointSpace, Space
 
 
@@ -110,13 +111,12 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        self.dropout = dropout
+        self.dropout = parallel.Dropout2d(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> the same."""
         h = self.conv1(F.silu(x))
-        h = F.dropout2d(F.silu(h), self.dropout, self.training)
-        return x + self.conv2(h)
+        return x + self.conv2(self.dropout(F.silu(h)))
 
 
 def mlp(n_in: int, hidden: int, n_layers: int, n_out: int, dropout: float = 0.0) -> nn.Sequential:
@@ -124,5 +124,5 @@ def mlp(n_in: int, hidden: int, n_layers: int, n_out: int, dropout: float = 0.0)
     layers: list[nn.Module] = []
     for i in range(n_layers):
         layers += [nn.Linear(n_in if i == 0 else hidden, hidden), nn.SiLU()]
-        layers += [nn.Dropout(dropout)] if dropout else []
+        layers += [parallel.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear(hidden if n_layers else n_in, n_out))

@@ -30,6 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 
 
@@ -378,7 +379,7 @@ class ResidualBlock(nn.Module):
         self.look = MaskedConv2d(hidden, hidden, 3, "B", n_groups)
         self.expand = MaskedConv2d(hidden, 2 * hidden, 1, "B", n_groups)
         self.condition = nn.Linear(n_condition, hidden, bias=False) if n_condition else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = parallel.Dropout(dropout)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         y = self.look(self.reduce(x.relu()).relu())  # (N, h, H, W)

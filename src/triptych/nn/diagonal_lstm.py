@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.nn.causal import CausalLayer, MaskedConv2d
 from triptych.nn.lstm import lstm_cell
 
@@ -116,7 +117,7 @@ class DiagonalBiLSTM(nn.Module):
         self.state_to_state = nn.Parameter(torch.empty(2, 2, hidden, 4 * hidden).uniform_(-bound, bound))
         self.condition = nn.Linear(n_condition, 8 * hidden, bias=False) if n_condition else None
         self.expand = MaskedConv2d(hidden, 2 * hidden, 1, "B", n_groups)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = parallel.Dropout(dropout, dim=1)
         with torch.no_grad():  # A forget gate that is open lets gradients through from the beginning.
             self.input_to_state.bias.view(n_groups, 2, 4, -1)[:, :, 1] = 1
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.nn.blocks import ResidualBlock, Scale, mlp, pyramid, pyramid_widths, with_condition
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -151,5 +152,6 @@ def _at_one_size(network: NetworkName, width: int, n_blocks: int, dropout: float
         return [ResidualBlock(width, dropout) for _ in range(n_blocks)]
     layers: list[nn.Module] = [nn.ReLU()]
     for _ in range(n_blocks):
-        layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), *([nn.Dropout2d(dropout)] if dropout else [])]
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+        layers += [parallel.Dropout2d(dropout)] if dropout else []
     return layers

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.nn.causal import CausalLayer
 
@@ -142,7 +143,7 @@ class GatedLayer(nn.Module):
         mask_type: Literal["A", "B"] = "A" if is_first else "B"
         self.horizontal = RowConv2d(in_channels, 2 * features, reach, mask_type, n_groups, parts=(1, 2), bias=False)
         self.gate = Gate(features)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = parallel.Dropout(dropout)
         self.horizontal_condition = nn.Linear(n_condition, 2 * features, bias=False) if n_condition else None
         # Where the stacks end, nothing would read these.
         self.vertical_condition = (

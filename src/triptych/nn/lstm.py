@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.nn.causal import CausalLayer, MaskedConv2d, SiteCache
 
 
@@ -57,7 +58,7 @@ class RowLSTM(nn.Module):
         self.above = nn.Linear(3 * hidden, 4 * hidden, bias=False)
         self.expand = MaskedConv2d(hidden, 2 * hidden, 1, "B", n_groups)
         self.condition = nn.Linear(n_condition, 4 * hidden, bias=False) if n_condition else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = parallel.Dropout(dropout, dim=1)
         with torch.no_grad():
             self.own.bias.view(n_groups, 4, hidden // n_groups)[:, 1] = 1.0
 
@@ -238,8 +239,8 @@ class RasterLSTM(CausalLayer):
         self.embed = nn.Linear(n_inputs, hidden, bias=False)
         self.rows, self.columns, self.channels = (nn.Embedding(n, hidden) for n in (*shape, n_groups))
         self.condition = nn.Linear(n_condition, hidden, bias=False) if n_condition else None
-        self.lstm = nn.LSTM(hidden, hidden, n_layers, dropout=dropout if n_layers > 1 else 0.0)
-        self.dropout = nn.Dropout(dropout)
+        self.lstm = nn.LSTM(hidden, hidden, n_layers)
+        self.dropout = parallel.Dropout(dropout, dim=1)
         with torch.no_grad():
             for layer in range(n_layers):  # PyTorch's order of gates is i, f, g, o, and it has their bias twice.
                 getattr(self.lstm, f"bias_ih_l{layer}")[hidden : 2 * hidden] = 1.0
@@ -261,8 +262,17 @@ class RasterLSTM(CausalLayer):
         u = self.embed(before) + self.places()[:, None]  # (T, N, hidden)
         if self.condition is not None and condition is not None:
             u = u + self.condition(condition)
-        h = self.dropout(self.lstm(u)[0])  # (T, N, hidden)
-        return h.unflatten(0, (height, width, self.n_groups)).permute(3, 2, 4, 0, 1).flatten(1, 2)
+        return self._layers(u).unflatten(0, (height, width, self.n_groups)).permute(3, 2, 4, 0, 1).flatten(1, 2)
+
+    def _layers(self, u: Tensor) -> Tensor:
+        """The LSTM's layers with dropout between them and above: (T, N, hidden) to the same."""
+        if not self.training or self.dropout.p == 0:
+            return self.lstm(u)[0]
+        # One at a time: PyTorch's own dropout would be of a process's part of the batch, not of all of it.
+        for weights in self.lstm.all_weights:
+            zero = u.new_zeros(1, u.shape[1], u.shape[2])
+            u = self.dropout(torch.lstm(u, (zero, zero), list(weights), True, 1, 0.0, True, False, False)[0])
+        return u
 
     @dataclass
     class State:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
+
 
 def even_degrees(n_units: int, n_variables: int) -> Tensor:
     """Degrees of a hidden layer's units, ascending and evenly spaced over 1 .. n_variables - 1: int32, (n_units,)."""
@@ -178,7 +180,7 @@ class MaskedNetwork(nn.Module):
             nn.init.zeros_(self.direct.weight)
         self.condition_in = nn.Linear(n_condition, hidden, bias=False) if n_condition and n_layers else None
         self.condition_out = nn.Linear(n_condition, n_variables * out_features, bias=False) if n_condition else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = parallel.Dropout(dropout)
 
     def forward(self, x: Tensor, masks: Masks, condition: Tensor | None = None) -> Tensor:
         """All variables at once.

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.nn.causal import CausalLayer
 
 Direction = Literal["down", "down_right"]
@@ -122,7 +123,7 @@ class GatedBlock(nn.Module):
         self.shortcuts = nn.ModuleList(nn.Conv2d(2 * hidden, hidden, 1, bias=False) for _ in range(n_shortcuts))
         self.second = ShiftedConv2d(2 * hidden, 2 * hidden, direction)
         self.condition = nn.Linear(n_condition, 2 * hidden, bias=False) if n_condition else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = parallel.Dropout(dropout)
 
     def forward(self, x: Tensor, active: Tensor, shortcuts: Sequence[Tensor], condition: Tensor | None) -> Tensor:
         """The block's output, (N, h, H, W).

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from triptych import parallel
+
 ObjectiveName = Literal["minimax", "non_saturating", "least_squares", "wasserstein", "hinge", "relativistic"]
 
 
@@ -160,7 +162,7 @@ def between(real: Tensor, fake: Tensor, generator: torch.Generator | None = None
         Gulrajani et al. 2017, arXiv:1704.00028, algorithm 1.
     """
     shape = (len(real), *(1,) * (real.ndim - 1))
-    share = torch.rand(shape, generator=generator, device=real.device, dtype=real.dtype)
+    share = parallel.rand(shape, generator=generator, device=real.device, dtype=real.dtype)
     return torch.lerp(fake.detach(), real.detach(), share).requires_grad_(True)
 
 
@@ -180,9 +182,9 @@ def jsd_bound(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     Source:
         Goodfellow et al. 2014, arXiv:1406.2661, theorem 1.
     """
-    middle = (real_logits.mean() + fake_logits.mean()) / 2
+    middle = parallel.mean(real_logits.mean() + fake_logits.mean()) / 2
     losses = (
         discriminator_loss(real_logits, fake_logits),
         discriminator_loss(real_logits - middle, fake_logits - middle),
     )
-    return math.log(2) - 0.5 * torch.minimum(*losses)
+    return math.log(2) - 0.5 * parallel.mean(torch.stack(losses)).min()

@@ -1,14 +1,14 @@
-"""The files of a run folder: settings, weights, checkpoints and records."""
+"""The files of a run folder: settings, weights and records; the checkpoints have a file of their own."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor
 
 from triptych.errors import InputError
@@ -35,10 +35,18 @@ def read_json(path: Path) -> Any:
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
-    """Writes tensors as safetensors, atomically."""
+    """Writes tensors as safetensors, atomically, with a checksum of their bytes in the file's metadata."""
     state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
+    # The digest is of the data alone, which does not change as the header gets the digest.
+    digest = hashlib.sha256(_data_of(safetensors.torch.save(state))).hexdigest()
+    content = safetensors.torch.save(state, metadata={"sha256": digest})
     # Not save_file, which leaves a file that only its owner can read.
-    write_atomically(path, lambda temporary: temporary.write_bytes(safetensors.torch.save(state)))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _data_of(content: bytes) -> memoryview:
+    """What follows the header of a safetensors file."""
+    return memoryview(content)[8 + int.from_bytes(content[:8], "little") :]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -50,29 +58,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path} is missing; {path.parent} is not a complete run folder.")
     try:
-        return safetensors.torch.load_file(path)
+        content = path.read_bytes()
+        state = safetensors.torch.load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except Exception as error:  # safetensors raises its own type, and OSError for short files
         raise InputError(f"{path} is damaged ({error}); restore it or train again.") from None
-
-
-def write_checkpoint(path: Path, values: dict[str, Any]) -> None:
-    """Writes a checkpoint of tensors and plain values, atomically."""
-    write_atomically(path, lambda temporary: torch.save(values, temporary))
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; only tensors and plain values are unpickled, no code runs.
-
-    Raises:
-        InputError: If the file is missing or damaged.
-    """
-    if not path.is_file():
-        raise InputError(f"{path} is missing; there is nothing to resume in {path.parent}.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError on damage
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} is damaged ({first}); restore it or train again.") from None
+    # Files from elsewhere have no checksum.
+    digest = header.get("__metadata__", {}).get("sha256")
+    if digest is not None and digest != hashlib.sha256(_data_of(content)).hexdigest():
+        raise InputError(f"{path} is damaged (its checksum does not hold); restore it or train again.")
+    return state
 
 
 class Records:
@@ -127,3 +122,17 @@ class Records:
             except json.JSONDecodeError:
                 continue
         return records
+
+
+class NoRecords:
+    """What stands for `Records` where another process writes."""
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Drops a record."""
+
+    def flush(self) -> int:
+        """There is nothing to write."""
+        return 0
+
+    def close(self) -> None:
+        """There is nothing to close."""

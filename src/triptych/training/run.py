@@ -23,6 +23,8 @@ from triptych.training.files import read_json, read_weights
 FORMAT = 1
 COMPARED = ("format", "model", "options", "space", "n_classes", "train", "data")
 """Parts of config.json that a resumed run must share with the one it goes on from."""
+VERSIONS = ("triptych", "torch", "numpy")
+"""What computes the weights: another version of one of these may give others."""
 
 
 def run_config(
@@ -87,9 +89,11 @@ def first_difference(saved: Any, given: Any, path: str = "") -> str | None:
     return None if saved == given else f"{path} was {saved!r} and is now {given!r}"
 
 
-def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
-    """Refuses to resume a run with another configuration or other data.
+def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path, *, same_versions: bool = True) -> None:
+    """Refuses to resume a run with another configuration or other data, or under other versions.
 
+    Arguments:
+        same_versions: Compare versions too; a run that is finished computes nothing more.
     Raises:
         InputError: Naming the first field that differs.
     """
@@ -98,14 +102,19 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path)
     def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
         part = {key: config.get(key) for key in COMPARED}
         part["data"] = {key: value for key, value in config.get("data", {}).items() if key not in ("source", "name")}
-        # These change neither the weights nor what is recorded of them.
-        free = ("device", "checkpoint_every", "tensorboard")
+        # These change neither the weights nor what is recorded of them, or by rounding alone.
+        free = ("device", "devices", "nodes", "accumulate", "checkpoint_every", "keep", "tensorboard")
         part["train"] = {key: value for key, value in config.get("train", {}).items() if key not in free}
+        if same_versions:
+            part["environment"] = {name: config.get("environment", {}).get(name) for name in VERSIONS}
         return part
 
     difference = first_difference(decisive(saved), decisive(given))
     if difference:
-        raise InputError(f"{folder} cannot be resumed: {difference}. Give the same settings, or another --out.")
+        raise InputError(
+            f"{folder} cannot be resumed: {difference}. Give the same again, or begin a new run with its weights:"
+            f" --fork {folder}"
+        )
 
 
 def read_config(folder: Path) -> Any:

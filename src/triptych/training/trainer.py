@@ -6,20 +6,19 @@ The loop alone owns optimisers, freezing, the moving average, precision, devices
 from __future__ import annotations
 
 import copy
-import ctypes
-import logging
+import errno
 import math
+import os
 import resource
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,23 +26,32 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from torch import Tensor
 
+from triptych import parallel
 from triptych.config import Budget, TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.data.pictures import save_items
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped
+from triptych.files import is_temporary
 from triptych.models.base import (
     ApproximateDensity,
+    Batch,
     Completed,
     Estimated,
     GenerativeModel,
     ImplicitDensity,
+    Loss,
     Phase,
     TractableDensity,
     Watched,
 )
 from triptych.spaces import PointSpace
-from triptych.training.files import Records, read_checkpoint, write_checkpoint, write_weights
-from triptych.training.progress import TrainingProgress, duration
+from triptych.training.checkpoints import Checkpoints
+from triptych.training.cost import Cost
+from triptych.training.devices import precision_of, start
+from triptych.training.files import NoRecords, Records, write_weights
+from triptych.training.gradients import GradientMean
+from triptych.training.lock import RunLock
+from triptych.training.progress import TrainingProgress
 from triptych.training.stream import BatchStream
 from triptych.training.watch import Watch
 
@@ -52,10 +60,13 @@ FILM_AT = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 FILM_ITEMS = 16
 MOST_SKIPPED = 50
 """Steps that may be skipped one after the other, their gradients not being finite, until training has diverged."""
+VALIDATED = 128
+"""Validation items scored at a time; with several processes each takes some of these parts."""
 NORM_DECAY = 0.95
 """Of the running mean of a gradient's length."""
+Value = TypeVar("Value")
 EndReason = Literal["budget", "no improvement", "converged"]
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -76,63 +87,14 @@ class Summary:
     """Of samples and validation items at that step, where there is no likelihood: see `watch.Look`."""
     findings: tuple[str, ...] = ()
     """What went wrong with an adversarial training, and when."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a run will take, from a few trial steps."""
-
-    seconds_per_step: float
-    memory_bytes: int
-    disk_bytes: int
-    n_parameters: int
-
-    images_per_step: int
-    """Training items of all phases of a step."""
-
-    def describe(self, budget: Budget) -> str:
-        """The estimate for a budget, in a sentence."""
-        if budget.unit == "seconds":
-            plan = f"about {max(1, budget.amount / self.seconds_per_step):,.0f} steps in {duration(budget.amount)}"
-        else:
-            steps = budget.amount if budget.unit == "steps" else budget.amount / self.images_per_step
-            plan = f"about {duration(steps * self.seconds_per_step)} for {steps:,.0f} steps"
-        return (
-            f"{self.n_parameters:,} parameters; {plan} ({self.seconds_per_step * 1000:.3g} ms a step of"
-            f" {self.images_per_step} items), {self.memory_bytes / 2**30:.1f} GiB of memory,"
-            f" {self.disk_bytes / 2**20:.0f} MiB on disk"
-        )
+    lost_steps: int = 0
+    """Steps that were done twice, since the process died after its last checkpoint."""
 
 
 def stages_of(phases: tuple[Phase, ...]) -> list[float]:
     """The share of the budget that each stage of some phases has."""
     sizes = {phase.stage: phase.stage_share for phase in phases}
     return [sizes[stage] / sum(sizes.values()) for stage in sorted(sizes)]
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of a setting 'auto', 'cpu' or 'cuda'.
-
-    Raises:
-        InputError: If cuda is asked for and there is none.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda' but PyTorch sees no CUDA device; use --device cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def keep_freed_memory() -> None:
-    """Has the C library keep freed memory for the next step instead of handing it back to the system.
-
-    A step on the CPU allocates and frees the same buffers again and again. With glibc's defaults each of some 100 KB is
-    mapped, cleared page by page and unmapped every time, which took a sixth of PixelCNN's step on the digits.
-    """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc; musl has none
-        libc.mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD: map only blocks from 32 MiB, the most it allows
-        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD: keep up to 1 GiB at the top of the heap
 
 
 class Trainer:
@@ -142,8 +104,12 @@ class Trainer:
         model: Untrained, on the CPU.
         dataset: Its `train` split is learnt, its `valid` split chooses.
         config: How.
-        folder: Run folder; metrics.jsonl, checkpoint.pt, model.safetensors and samples/ are written there.
+        folder: Run folder; metrics.jsonl, model.safetensors, checkpoints/ and samples/ are written there.
         console: Where to show progress; None for silence.
+        fabric: Processes and devices, as `devices.start` makes them; by default it is called.
+
+    Several processes each work on a part of every batch (see `triptych.parallel`), step together and decide alike:
+    where one could measure something else than another, as of the time, the first one's value holds. It alone writes.
     """
 
     def __init__(
@@ -153,20 +119,17 @@ class Trainer:
         config: TrainConfig,
         folder: Path,
         console: Console | None = None,
+        fabric: Fabric | None = None,
     ) -> None:
-        self.dataset, self.config, self.folder, self.console = dataset, config, folder, console
-        if config.tensorboard and find_spec("tensorboard") is None:
-            raise InputError("--tensorboard needs the package tensorboard: pip install 'triptych[tensorboard]'.")
+        self.fabric = start(config) if fabric is None else fabric
+        self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
+        self.is_writer = self.rank == 0
+        self.dataset, self.config, self.folder = dataset, config, folder
+        self.console = console if self.is_writer else None
         self.budget = Budget.parse(config.budget)
         self.checkpoint_every = Budget.parse(config.checkpoint_every)
-        device = choose_device(config.device)
-        keep_freed_memory()
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.precision = "32" if config.precision == "32" or (config.precision == "auto" and not has_bf16) else "bf16"
-        precision: Literal["32-true", "bf16-mixed"] = "32-true" if self.precision == "32" else "bf16-mixed"
-        logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what it does at every start
-        self.fabric = Fabric(accelerator=device.type, devices=1, precision=precision)
-        self.fabric.launch()
+        self.checkpoints = Checkpoints(folder, config.keep)
+        self.precision = precision_of(config)
         self.model = model.to(self.fabric.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.phases = self.model.phases()
@@ -177,8 +140,8 @@ class Trainer:
         self.stream = self._new_stream()
         self.noise = torch.Generator(self.fabric.device).manual_seed(config.seed)
         self.step, self.seconds_before = 0, 0.0
-        self.start_time = self.checkpoint_time = time.perf_counter()
-        self.pause_until = 0.0
+        self.start_time = time.perf_counter()
+        self.checkpoint_time = self.pause_until = 0.0
         self.best: dict[str, Any] | None = None
         self.waited = 0
         self.n_validations = self.n_films = 0
@@ -189,9 +152,17 @@ class Trainer:
         self.metrics_bytes = 0
         self.gradient_norms: dict[str, float] = {}
         """Running mean of each phase's gradient, in Euclidean norm, where steps are clipped relative to it."""
+        self.gradient_means: dict[int, GradientMean] = {}
         self.n_skipped = 0
         """Steps not taken, one after the other, since their gradient was not finite."""
-        self.interrupted = False
+        self.signalled = self.interrupted = False
+        """Whether this process is asked to stop; and whether all are to, which is known a step later."""
+        self.asked: list[tuple[Tensor, Any]] = []
+        self.agreed_seconds = 0.0
+        """With several processes: the first one's clock, when they last agreed."""
+        self.lock: RunLock | None = None
+        self.inherited: list[dict[str, Any]] | None = None
+        """States of the optimisers of another run, to begin with."""
         self.ended: EndReason | None = None
         """Why the run that is resumed had already ended, if it had."""
         self.n_validation_items = min(config.validation_items, len(dataset.valid))
@@ -213,6 +184,8 @@ class Trainer:
             seed=self.config.seed,
             device=self.fabric.device,
             use_labels=self.model.n_classes > 0,
+            rank=self.rank,
+            world=self.world,
         )
 
     def _optimizer(self, phase: Phase) -> torch.optim.AdamW:
@@ -246,20 +219,66 @@ class Trainer:
                 for parameter in phase.parameters:
                     parameter.requires_grad_(True)
             for _ in range(phase.steps):
-                # Fabric applies its precision to `forward` alone, unless a strategy wraps the model.
-                with self.fabric.autocast():
-                    loss = model.loss(stream.next()._replace(progress=progress), phase.name, generator=noise)
                 optimizer.zero_grad(set_to_none=True)
-                self.fabric.backward(loss.total)
+                batch = stream.next()._replace(progress=progress)
+                loss = self._accumulate(model, phase, batch, noise)
                 if self._clip(phase, terms):
                     optimizer.step()
-                    total += loss.total.detach()
+                    total += loss.total
                     if phase.clip_weights:
                         with torch.no_grad():
                             torch._foreach_clamp_min_(phase.parameters, -phase.clip_weights)
                             torch._foreach_clamp_max_(phase.parameters, phase.clip_weights)
             terms |= {f"{phase.name}/{name}": value for name, value in loss.terms.items()}
         return terms, total
+
+    def _accumulate(self, model: Any, phase: Phase, batch: Batch, noise: torch.Generator) -> Loss:
+        """Adds the gradient of a phase's loss on this process's part of a batch, piece by piece; the loss's values."""
+        pieces = self.config.accumulate
+        x = batch.x.chunk(pieces)
+        y = [None] * pieces if batch.labels is None else batch.labels.chunk(pieces)
+        # Every piece draws the noise of the whole batch, from the same states, and takes its own rows.
+        states = (noise.get_state(), self._global_states()) if pieces > 1 else None
+        total = torch.zeros((), device=self.fabric.device)
+        terms: dict[str, Tensor] = {}
+        for i in range(pieces):
+            if states is not None:
+                noise.set_state(states[0])
+                self._set_global_states(states[1])
+            part = batch._replace(x=x[i], labels=y[i])
+            averaging = (
+                self._gradient_mean(phase).of_this_pass() if self.world > 1 and i == pieces - 1 else nullcontext()
+            )
+            with (
+                parallel.sharing(self.rank * pieces + i, self.world * pieces, self.world),
+                # Fabric applies its precision to `forward` alone, unless a strategy wraps the model.
+                self.fabric.autocast(),
+                averaging,
+            ):
+                loss = model.loss(part, phase.name, generator=noise)
+                self.fabric.backward(loss.total / pieces)
+            if pieces == 1:
+                return Loss(loss.total.detach(), loss.terms)
+            total += loss.total.detach() / pieces
+            for name, value in loss.terms.items():
+                terms[name] = terms[name] + value / pieces if name in terms else value / pieces
+        return Loss(total, terms)
+
+    def _gradient_mean(self, phase: Phase) -> GradientMean:
+        """What averages a phase's gradients over the processes; made when the phase first runs."""
+        key = id(phase.parameters[0])
+        if key not in self.gradient_means:
+            self.gradient_means[key] = GradientMean(phase.parameters, self.world)
+        return self.gradient_means[key]
+
+    def _global_states(self) -> tuple[Tensor, list[Tensor]]:
+        """States of PyTorch's own generators, which dropout draws from."""
+        return torch.get_rng_state(), torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else []
+
+    def _set_global_states(self, states: tuple[Tensor, list[Tensor]]) -> None:
+        torch.set_rng_state(states[0])
+        if states[1]:
+            torch.cuda.set_rng_state_all(states[1])
 
     def _clip(self, phase: Phase, terms: dict[str, Tensor]) -> bool:
         """Shortens the gradient of a phase to its limit, and logs its length; False if its step is not to be taken.
@@ -328,11 +347,28 @@ class Trainer:
             model.settle(self.config.seed)
         return model
 
+    def begin_with(self, run: Path) -> None:
+        """Takes over what another run has learnt: its latest weights, their averages and its optimisers' moments.
+
+        Raises:
+            InputError: If it has no usable checkpoint, or one of another model.
+        """
+        saved, damaged = Checkpoints(run, 1).read()
+        for what in damaged:
+            self._say(f"{what.rstrip('.')}; the one before it is taken.")
+        try:
+            self.model.load_state_dict(saved["model"])
+            self.ema.load_state_dict(saved["ema"])
+            self.inherited, step = saved["optimizers"], saved["step"]
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            first = str(error).splitlines()[-1].strip()
+            raise InputError(f"The weights of {run} do not fit ({first}); give the same space and options.") from None
+        self._say(f"Beginning with the weights that {run} had after step {step}.")
+
     # ---- what it will cost
 
-    def estimate_cost(self, trial_steps: int = 2) -> Cost:
+    def estimate_cost(self) -> Cost:
         """Time, memory and disk of the run, from trial steps on a copy of the model; changes nothing of the run."""
-        n_parameters = sum(p.numel() for p in self.model.parameters())
         usual = self.gradient_norms.copy()
         with torch.random.fork_rng():
             copied = copy.deepcopy(self.model).train()
@@ -343,20 +379,74 @@ class Trainer:
             for stage, share in enumerate(self.stages):
                 # The first one allocates and warms up.
                 self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.5)
-                self._synchronize()
-                start, position = time.perf_counter(), stream.position
-                for _ in range(trial_steps):
-                    self._cycle(copied, phases, optimizers, stream, noise, stage=stage, progress=0.5)
-                self._synchronize()
-                seconds += share * (time.perf_counter() - start) / trial_steps
-                images_per_step += share * (stream.position - position) / trial_steps
-        self.gradient_norms, self.n_skipped = usual, 0
+                seconds_of_stage, images = self._timed_steps(copied, phases, optimizers, stream, noise, stage)
+                seconds += share * seconds_of_stage
+                images_per_step += share * images
+            beside = self._seconds_beside(copied.eval())
+        # Neither what the copy's gradients were nor what averaged them is of the run.
+        self.gradient_norms, self.n_skipped, self.gradient_means = usual, 0, {}
         if self.fabric.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated()
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        # Checkpoint: weights, their average, the best ones and Adam's two moments; and model.safetensors.
-        return Cost(seconds, memory, 6 * 4 * n_parameters, n_parameters, round(images_per_step))
+        n_parameters = sum(p.numel() for p in self.model.parameters())
+        return Cost(
+            self._from_first(seconds),
+            self._from_first(beside),
+            memory,
+            self._disk(),
+            n_parameters,
+            round(images_per_step),
+        )
+
+    def _timed_steps(
+        self,
+        model: GenerativeModel,
+        phases: tuple[Phase, ...],
+        optimizers: list[Any],
+        stream: BatchStream,
+        noise: torch.Generator,
+        stage: int,
+    ) -> tuple[float, float]:
+        """Seconds and items of a step, over as many as take half a second, and two at least."""
+        self._synchronize()
+        start, position, steps, spent = time.perf_counter(), stream.position, 0, 0.0
+        while steps < 2 or (spent < 0.5 and steps < 20):
+            self._cycle(model, phases, optimizers, stream, noise, stage=stage, progress=0.5)
+            self._synchronize()
+            steps += 1
+            spent = self._from_first(time.perf_counter() - start)
+        return spent / steps, (stream.position - position) / steps
+
+    def _seconds_beside(self, model: GenerativeModel) -> float:
+        """What all validations and sample grids of a run take together: one of each is tried, on few items."""
+        n_wanted, start = self.n_validation_items, time.perf_counter()
+        seconds = 0.0
+        if self._has_likelihood() and self.config.validations:
+            # Whole parts, or fewer items: what a part costs does not grow with its items in proportion.
+            self.n_validation_items = n_tried = min(n_wanted, VALIDATED * self.world)
+            self.validation_nll(model)
+            self.n_validation_items = n_wanted
+            seconds += (time.perf_counter() - start) * math.ceil(n_wanted / n_tried) * self.config.validations
+        elif isinstance(model, Watched) and self.watch is not None:
+            x, y = self._on_device(self.watch.items, self.watch.labels)
+            with torch.no_grad(), self.fabric.autocast():
+                items = model.drawn_beside(x, y, generator=torch.Generator(x.device).manual_seed(0)).cpu().numpy()
+            copy.deepcopy(self.watch).look(items, 0, 0.0, {})
+            seconds += (time.perf_counter() - start) * self.config.validations
+        start = time.perf_counter()
+        if self.is_writer:
+            self._draw_film(model)
+        return seconds + (time.perf_counter() - start) * (len(FILM_AT) + 1)
+
+    def _disk(self) -> int:
+        """Bytes of the run folder at its end, and of the checkpoint that is written before another goes."""
+        state = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        moments = 2 * 4 * sum(p.numel() for phase in self.phases for p in phase.parameters)
+        has_best = self.config.validations > 0 and (self._has_likelihood() or self.watch is not None)
+        film = FILM_ITEMS * self.dataset.space.n_dims * (4 if isinstance(self.dataset.space, PointSpace) else 1)
+        grids = (len(FILM_AT) + 1) * (2 * film + 2**12)  # the array, and a picture of about its size
+        return (self.config.keep + 1) * ((2 + has_best) * state + moments) + state + grids
 
     def _synchronize(self) -> None:
         if self.fabric.device.type == "cuda":
@@ -364,23 +454,43 @@ class Trainer:
 
     # ---- the run
 
-    def fit(self, *, resume: bool = False) -> Summary:
+    def fit(self, *, resume: bool = False, lock: RunLock | None = None) -> Summary:
         """Trains until the budget is spent, or validation stops improving; leaves the chosen weights in `self.ema`.
 
         Arguments:
-            resume: Go on from checkpoint.pt instead of starting anew.
+            resume: Go on from the latest sound checkpoint instead of starting anew.
+            lock: Of the run folder, if another process could want it; in it every step is noted.
         Raises:
-            TrainingStopped: If a loss is no longer finite, or on Ctrl-C; the last good checkpoint stands.
+            TrainingStopped: If a loss is no longer finite, a file cannot be written, or on Ctrl-C or SIGTERM; the last
+                good checkpoint stands.
             InputError: If there is no usable checkpoint to resume from.
         """
-        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-        if isinstance(self.model, Estimated):
-            return self._estimate(self.model)
+        if self.is_writer:
+            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+            for path in filter(is_temporary, self.folder.rglob("*")):
+                path.unlink(missing_ok=True)
+        self.lock = lock
+        try:
+            if isinstance(self.model, Estimated):
+                return self._estimate(self.model)
+            return self._train(resume)
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _train(self, resume: bool) -> Summary:
         wrapped, optimizers = self._set_up()
         if resume:
             self._restore(optimizers)
+        elif self.inherited is not None:
+            for optimizer, state in zip(optimizers, self.inherited, strict=True):
+                # Learning rates, betas and decay are those of the new run.
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+            self.inherited = None
         records = self._records()
-        self.start_time = self.checkpoint_time = time.perf_counter()
+        self.start_time = time.perf_counter()
+        self._agree()
+        self.checkpoint_time = self._seconds()
         try:
             with TrainingProgress(self.folder.name, self.console, self._progress()) as bar, self._catch_signals():
                 if not resume:
@@ -388,6 +498,8 @@ class Trainer:
                     self._film(records, 0.0)
                     self._save(optimizers, records)
                     self.start_time = time.perf_counter()  # What comes before the first step is not of the budget.
+                    self.checkpoint_time = 0.0
+                    self._agree()
                 reason = self.ended or self._loop(wrapped, optimizers, records, bar)
             self._save(optimizers, records, reason)
             summary = self._finish(reason)
@@ -400,14 +512,20 @@ class Trainer:
         return summary
 
     def _set_up(self) -> tuple[Any, list[Any]]:
-        """The model and an optimiser for each phase, as Fabric wraps them."""
-        wrapped, *optimizers = self.fabric.setup(self.model.train(), *(self._optimizer(phase) for phase in self.phases))
-        wrapped.mark_forward_method("loss")
+        """The model in training mode, and an optimiser for each phase."""
+        optimizers = [self._optimizer(phase) for phase in self.phases]
         self._parameters: list[Tensor] = [*self.model.parameters()]
         self._ema_parameters: list[Tensor] = [*self.ema.parameters()]
-        return wrapped, optimizers
+        if self.world > 1:  # The same seed gives the same weights, but on another kind of processor not quite.
+            for network in (self.model, self.ema):
+                for tensor in network.state_dict().values():
+                    with parallel.speaking():
+                        torch.distributed.broadcast(tensor, 0)
+        return self.model.train(), optimizers
 
-    def _records(self) -> Records:
+    def _records(self) -> Records | NoRecords:
+        if not self.is_writer:
+            return NoRecords()
         path = self.folder / "metrics.jsonl"
         return Records(path, self.metrics_bytes, tensorboard=self.config.tensorboard, first_step=self.step)
 
@@ -420,8 +538,10 @@ class Trainer:
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: object) -> None:
-            self.interrupted = True
+            self.signalled = True
             restore()
+            if self.console is not None:
+                os.write(2, b"\nFinishing the step and saving it; a second signal stops at once.\n")
 
         def restore() -> None:
             for number, handler in before.items():
@@ -434,7 +554,9 @@ class Trainer:
         finally:
             restore()
 
-    def _loop(self, wrapped: Any, optimizers: list[Any], records: Records, bar: TrainingProgress) -> EndReason:
+    def _loop(
+        self, wrapped: Any, optimizers: list[Any], records: Records | NoRecords, bar: TrainingProgress
+    ) -> EndReason:
         while (progress := self._progress()) < 1 or self.step == 0:
             stage_progress = self._stage_progress(progress)
             if stage_progress >= 1 and self.stage + 1 < len(self.stages):
@@ -451,11 +573,14 @@ class Trainer:
                 progress=stage_progress,
             )
             self.step += 1
+            if self.lock is not None:
+                self.lock.steps_done(self.step)
             self._update_ema()
             self.sums["total"] = self.sums.get("total", 0.0) + total
             for name, value in terms.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
             self.since += 1
+            self._agree(at_once=False)
             progress = self._progress()
             validate, film = self._validation_due(progress), self._film_due(progress)
             if self.step % self.config.log_every == 0 or validate or film or progress >= 1:
@@ -507,7 +632,15 @@ class Trainer:
         Raises:
             TrainingStopped: If one is not finite.
         """
-        means = {name: float(value) / max(1, self.since) for name, value in self.sums.items()}
+        sums = self.sums
+        if self.world > 1:
+            values = torch.stack(
+                [torch.as_tensor(value, device=self.fabric.device).double() for value in sums.values()]
+            )
+            with parallel.speaking():
+                torch.distributed.all_reduce(values)
+            sums = dict(zip(sums, (values / self.world).tolist(), strict=True))
+        means = {name: float(value) / max(1, self.since) for name, value in sums.items()}
         bad = [name for name, value in means.items() if not math.isfinite(value) and name != "total"]
         if bad or not math.isfinite(means.pop("total", 0.0)):
             raise self._diverged(bad[0] if bad else "The loss")
@@ -519,6 +652,21 @@ class Trainer:
             f" {self.last_checkpoint_step}, stands in {self.folder}. Train again with a lower --learning-rate."
         )
 
+    def _cannot_write(self, error: OSError) -> TrainingStopped:
+        what = f"{error.filename or self.folder}: {error.strerror or error}, after step {self.step}"
+        if not self.folder.is_dir():
+            return TrainingStopped(f"{what}; the run folder is gone, and its checkpoints with it. Train anew.")
+        if not self.checkpoints.paths():
+            return TrainingStopped(f"{what}; nothing is saved yet. Make room, or mend its rights, and train anew.")
+        return TrainingStopped(
+            f"{what}; the last good checkpoint, of step {self.last_checkpoint_step}, stands. Make room, or mend its"
+            f" rights, and go on with --resume {self.folder}"
+        )
+
+    def _say(self, what: str) -> None:
+        if self.console is not None:
+            self.console.print(what, markup=False, highlight=False, soft_wrap=True)
+
     def _where(self) -> dict[str, Any]:
         return {
             "step": self.step,
@@ -527,7 +675,41 @@ class Trainer:
         }
 
     def _seconds(self) -> float:
+        if self.world > 1:
+            return self.agreed_seconds
         return self.seconds_before + time.perf_counter() - self.start_time
+
+    def _agree(self, *, at_once: bool = True) -> None:
+        """Takes the time from the first process, and stops if any is to stop.
+
+        Arguments:
+            at_once: Wait for what is asked now; otherwise for what was asked before, which has come by now.
+        """
+        if self.world == 1:
+            self.interrupted = self.signalled
+            return
+        seconds = self.seconds_before + time.perf_counter() - self.start_time
+        news = torch.tensor([seconds if self.is_writer else 0.0, float(self.signalled)], dtype=torch.float64)
+        news = news.to(self.fabric.device)
+        with parallel.speaking():
+            asked = [*self.asked, (news, torch.distributed.all_reduce(news, async_op=True))]
+            # The first time there is nothing from before.
+            answered = asked if at_once else asked[:-1]
+            self.asked = [] if at_once else asked[-1:]
+            for _, work in answered:
+                work.wait()
+        if answered:
+            seconds, stops = answered[-1][0].tolist()
+            self.agreed_seconds, self.interrupted = seconds, stops > 0
+
+    def _from_first(self, value: Value) -> Value:
+        """The first process's value, on all."""
+        if self.world == 1:
+            return value
+        values = [value]
+        with parallel.speaking():
+            torch.distributed.broadcast_object_list(values, 0, device=self.fabric.device)
+        return values[0]
 
     def _progress(self) -> float:
         return self.budget.progress(seconds=self._seconds(), steps=self.step, images=self.stream.position)
@@ -554,35 +736,42 @@ class Trainer:
     def _checkpoint_due(self) -> bool:
         if self.checkpoint_every.unit == "steps":
             return self.step - self.last_checkpoint_step >= self.checkpoint_every.amount
-        return time.perf_counter() - self.checkpoint_time >= self.checkpoint_every.amount
+        return self._seconds() - self.checkpoint_time >= self.checkpoint_every.amount
 
     def _spent(self, start: float) -> None:
         """Under a clock, work beside the training may take an eighth of the time: the next must wait."""
-        self.pause_until = max(self.pause_until, self._seconds() + 7 * (time.perf_counter() - start))
+        self._agree()
+        self.pause_until = max(self.pause_until, self._seconds() + 7 * (self._seconds() - start))
 
-    def _film(self, records: Records, progress: float, model: GenerativeModel | None = None) -> None:
+    def _film(self, records: Records | NoRecords, progress: float, model: GenerativeModel | None = None) -> None:
         """Draws samples, with the same noise each time, and saves them as picture and array.
 
         Arguments:
             model: By default the averaged one.
         """
-        start = time.perf_counter()
+        start = self._seconds()
         model = self._drawing() if model is None else model
         while self.n_films < len(FILM_AT) and progress >= FILM_AT[self.n_films]:
             self.n_films += 1
-        noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed + 1)
-        labels = torch.arange(FILM_ITEMS, device=self.fabric.device) % model.n_classes if model.n_classes else None
-        with torch.no_grad(), self.fabric.autocast():
-            items = model.sample(FILM_ITEMS, labels=labels, generator=noise).cpu().numpy()
+        if not self.is_writer:
+            self._spent(start)
+            return
+        items = self._draw_film(model)
         stem = self.folder / "samples" / f"step-{self.step:08d}"
         np.save(stem.with_suffix(".npy"), items)
         save_items(items, self.dataset.space, stem.with_suffix(".png"))
         records.append({**self._where(), "event": "samples", "file": f"samples/{stem.name}.npy"})
         self._spent(start)
 
-    def _validate(self, records: Records, progress: float) -> bool:
+    def _draw_film(self, model: GenerativeModel) -> np.ndarray:
+        noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed + 1)
+        labels = torch.arange(FILM_ITEMS, device=self.fabric.device) % model.n_classes if model.n_classes else None
+        with torch.no_grad(), self.fabric.autocast():
+            return model.sample(FILM_ITEMS, labels=labels, generator=noise).cpu().numpy()
+
+    def _validate(self, records: Records | NoRecords, progress: float) -> bool:
         """Scores the validation items with the averaged weights and keeps the best; False when it is time to end."""
-        start = time.perf_counter()
+        start = self._seconds()
         self._count_validations(progress)
         nll = self.validation_nll(self._averaged())
         if not math.isfinite(nll):
@@ -605,17 +794,23 @@ class Trainer:
         else:
             self.waited += 1
 
-    def _look(self, watch: Watch, optimizers: list[Any], records: Records, progress: float) -> None:
+    def _look(self, watch: Watch, optimizers: list[Any], records: Records | NoRecords, progress: float) -> None:
         """Lays samples of the averaged weights beside the validation items, tells what is amiss and keeps the best."""
-        start = time.perf_counter()
+        start = self._seconds()
         self._count_validations(progress)
         noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
         model = self._drawing()
         assert isinstance(model, Watched)
         x, y = self._on_device(watch.items, watch.labels)
-        with torch.no_grad(), self.fabric.autocast():
-            items = model.drawn_beside(x, y, generator=noise).cpu().numpy()
-        look = watch.look(items, self.step, progress, self.latest)
+        look = None
+        if self.is_writer:
+            with torch.no_grad(), self.fabric.autocast():
+                items = model.drawn_beside(x, y, generator=noise).cpu().numpy()
+            look = watch.look(items, self.step, progress, self.latest)
+        look = self._from_first(look)
+        assert look is not None
+        if not self.is_writer:
+            watch.looks.append(look)
         measured = {f"samples/{name}": getattr(look, name) for name in ("diversity", "coverage", "precision", "copies")}
         if look.copies is None:
             del measured["samples/copies"]
@@ -627,14 +822,13 @@ class Trainer:
                 self._roll_back(optimizers, records, finding.evidence)
         self._spent(start)
 
-    def _tell(self, records: Records, what: str) -> None:
+    def _tell(self, records: Records | NoRecords, what: str) -> None:
         """Reports something that goes wrong: on the console, in the log and in the summary."""
         self.findings.append(f"Step {self.step:,}: {what}")
         records.append({**self._where(), "event": "finding", "finding": what})
-        if self.console is not None:
-            self.console.print(f"{self.folder.name}, step {self.step}: {what}", markup=False, soft_wrap=True)
+        self._say(f"{self.folder.name}, step {self.step}: {what}")
 
-    def _roll_back(self, optimizers: list[Any], records: Records, why: str) -> bool:
+    def _roll_back(self, optimizers: list[Any], records: Records | NoRecords, why: str) -> bool:
         """Goes back to the best weights of a game, to go on with half the learning rate; False if that is used up."""
         if self.watch is None or self.best is None or self.rate_factor <= 0.5**self.config.rollbacks:
             return False
@@ -656,9 +850,10 @@ class Trainer:
         start = time.perf_counter()
         self.validation_nll(self._averaged())
         seconds = (time.perf_counter() - start) / self.n_validation_items
-        self.n_validation_items = max(self.n_validation_items, min(wanted, int(self.budget.amount / 40 / seconds)))
+        fitting = max(self.n_validation_items, min(wanted, int(self.budget.amount / 40 / seconds)))
+        self.n_validation_items = self._from_first(fitting)
 
-    def _record_validation(self, records: Records, nll: float) -> None:
+    def _record_validation(self, records: Records | NoRecords, nll: float) -> None:
         unit = "nats_per_image" if self.ema.measure == "discrete" else "nats_per_point"
         records.append({**self._where(), f"valid/nll_{unit}": nll})
 
@@ -676,10 +871,13 @@ class Trainer:
         split = self.dataset.valid
         chosen = np.random.Generator(np.random.PCG64(self.config.seed)).permutation(len(split))
         chosen = np.sort(chosen[: self.n_validation_items])
-        noise = torch.Generator(self.fabric.device).manual_seed(self.config.seed)
-        total = 0.0
-        for start in range(0, len(chosen), 256):
-            items, labels = split.read(chosen[start : start + 256])
+        noise = torch.Generator(self.fabric.device)
+        starts = list(range(0, len(chosen), VALIDATED))
+        totals = torch.zeros(len(starts), dtype=torch.float64)
+        for place in range(self.rank, len(starts), self.world):
+            start = starts[place]
+            items, labels = split.read(chosen[start : start + VALIDATED])
+            noise.manual_seed(self.config.seed + start)  # so that no chunk's hangs on another, nor on who scores it
             x, y = self._on_device(items, labels)
             with self.fabric.autocast():
                 if isinstance(model, ApproximateDensity):
@@ -691,19 +889,28 @@ class Trainer:
                     nats = model.log_prob(x, y)
                 else:
                     raise TypeError(f"{type(model).__name__} has no likelihood to validate.")
-            total -= float(nats.double().sum())
-        return total / len(chosen)
+            totals[place] = -nats.double().sum()
+        if self.world > 1:
+            totals = totals.to(self.fabric.device)
+            with parallel.speaking():
+                torch.distributed.all_reduce(totals)
+        return float(totals.sum()) / len(chosen)
 
     # ---- checkpoints
 
-    def _save(self, optimizers: list[Any], records: Records, ended: EndReason | None = None) -> None:
+    def _save(self, optimizers: list[Any], records: Records | NoRecords, ended: EndReason | None = None) -> None:
         # The last good checkpoint must stand.
         if any(not math.isfinite(float(value)) for value in self.sums.values()):
             raise self._diverged("The loss")
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
             raise self._diverged("A weight")
-        write_checkpoint(
-            self.folder / "checkpoint.pt",
+        if not self.is_writer:
+            self.last_checkpoint_step, self.checkpoint_time = self.step, self._seconds()
+            return
+        if not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+        self.checkpoints.write(
+            self.step,
             {
                 "format": CHECKPOINT_FORMAT,
                 "ended": ended,
@@ -715,8 +922,7 @@ class Trainer:
                 "ema": self._averaged().state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "noise": self.noise.get_state(),
-                "torch_rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if self.fabric.device.type == "cuda" else [],
+                "global_noise": self._global_states(),
                 "best": self.best,
                 "waited": self.waited,
                 "gradient_norms": self.gradient_norms,
@@ -733,12 +939,12 @@ class Trainer:
                 "metrics_bytes": records.flush(),
             },
         )
-        self.last_checkpoint_step, self.checkpoint_time = self.step, time.perf_counter()
+        self.last_checkpoint_step, self.checkpoint_time = self.step, self._seconds()
         write_weights(self.folder / "model.safetensors", self.best["state"] if self.best else self.ema.state_dict())
 
     def _restore(self, optimizers: list[Any]) -> None:
-        path = self.folder / "checkpoint.pt"
-        saved = read_checkpoint(path)
+        saved, damaged = self.checkpoints.read()
+        path = self.checkpoints.folder
         try:
             if saved["format"] != CHECKPOINT_FORMAT:
                 raise InputError(f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}.")
@@ -749,9 +955,7 @@ class Trainer:
             for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
                 optimizer.load_state_dict(state)
             self.noise.set_state(saved["noise"])
-            torch.set_rng_state(saved["torch_rng"])
-            if saved["cuda_rng"]:
-                torch.cuda.set_rng_state_all(saved["cuda_rng"])
+            self._set_global_states(saved["global_noise"])
             self.best, self.waited, self.ended = saved["best"], saved["waited"], saved["ended"]
             self.gradient_norms, self.latest = saved["gradient_norms"], saved["latest"]
             self.rate_factor, self.rise_from = saved["rate_factor"], saved["rise_from"]
@@ -767,6 +971,14 @@ class Trainer:
             raise InputError(f"{path} does not fit the run ({str(error).splitlines()[0]}); train anew.") from None
         self.last_checkpoint_step = self.step
         self.start_time = time.perf_counter()
+        for what in damaged:
+            self._say(f"{what.rstrip('.')}; the one before it is taken.")
+        lost = max(0, self.lock.last_step - self.step) if self.lock is not None else 0
+        if self.lock is not None:
+            self.lock.lose(lost)
+        if self.ended is None:
+            steps = f"; {lost} steps after it are lost and are done again" if lost else ""
+            self._say(f"Going on after step {self.step}{steps}.")
 
     def _finish(self, reason: EndReason) -> Summary:
         if self.best is None:
@@ -776,7 +988,7 @@ class Trainer:
         if isinstance(self.ema, Completed):
             items, labels = self._training_items(self.ema.max_items)
             self.ema.complete(items, labels, generator=torch.Generator().manual_seed(self.config.seed))
-        if self.best is None or isinstance(self.ema, Completed):  # Else `_save` has written them.
+        if self.is_writer and (self.best is None or isinstance(self.ema, Completed)):  # Else `_save` has written them.
             write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         # A game's choice is among the looks: `best` is of the last stage, which may be an encoder's.
         look = min(self.watch.looks, key=lambda look: look.distance) if self.watch and self.watch.looks else None
@@ -789,6 +1001,7 @@ class Trainer:
             best_nll=self.best["score"] if self.best and not self.watch else None,
             best_distance=look.distance if look else None,
             findings=tuple(self.findings),
+            lost_steps=self.lock.n_lost if self.lock is not None else 0,
         )
 
     def _training_items(self, most: int) -> tuple[Tensor, Tensor | None]:
@@ -801,24 +1014,20 @@ class Trainer:
     # ---- models that an algorithm of their own estimates
 
     def _estimate(self, model: Any) -> Summary:
-        """Runs the model's own algorithm on the training data until it converges or the budget is spent."""
-        x, y = self._training_items(model.max_items)
+        """Runs the model's own algorithm on the training data until it converges or the budget is spent.
+
+        The first process alone does so; the others wait for what it finds.
+        """
         records = self._records()
-        self.start_time = time.perf_counter()
         reason: EndReason = "converged"
         model.cpu()
         try:
-            with TrainingProgress(self.folder.name, self.console) as bar:
-                for terms in model.estimate(x, y, generator=torch.Generator().manual_seed(self.config.seed)):
-                    self.step += 1
-                    self.stream.position += len(x)
-                    progress = self._progress()
-                    records.append({**self._where(), **{f"estimation/{name}": value for name, value in terms.items()}})
-                    bar.update(progress, self.step, terms)
-                    if progress >= 1:
-                        reason = "budget"
-                        break
-            self.ema.load_state_dict(model.state_dict())
+            if self.is_writer:
+                reason = self._run_estimation(model, records)
+            found = self._from_first((model.state_dict(), reason, self.step, self.stream.position))
+            self.ema.load_state_dict(found[0])
+            _, reason, self.step, self.stream.position = found
+            self._agree()
             nll = self.validation_nll(self.ema)
             self._record_validation(records, nll)
             self._film(records, 1.0, self.ema)
@@ -826,5 +1035,26 @@ class Trainer:
             records.flush()
         finally:
             records.close()
-        write_weights(self.folder / "model.safetensors", self.ema.state_dict())
+        if self.is_writer:
+            write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         return Summary(reason, self.step, self.stream.position, self._seconds(), self.step, nll)
+
+    def _run_estimation(self, model: Any, records: Records | NoRecords) -> EndReason:
+        x, y = self._training_items(model.max_items)
+        self.start_time = time.perf_counter()
+        with TrainingProgress(self.folder.name, self.console) as bar, self._catch_signals():
+            for terms in model.estimate(x, y, generator=torch.Generator().manual_seed(self.config.seed)):
+                self.step += 1
+                self.stream.position += len(x)
+                self.agreed_seconds = time.perf_counter() - self.start_time
+                progress = self._progress()
+                records.append({**self._where(), **{f"estimation/{name}": value for name, value in terms.items()}})
+                bar.update(progress, self.step, terms)
+                if progress >= 1:
+                    return "budget"
+                if self.signalled:
+                    raise TrainingInterrupted(
+                        f"Interrupted in iteration {self.step}. An estimation is not saved part way: --resume"
+                        f" {self.folder} begins it again."
+                    )
+        return "converged"

@@ -124,11 +124,11 @@ class IWAE(GaussianLatents):
     def _draws(self, x: Tensor, n: int, labels: Tensor | None, generator: Generator | None) -> Draw:
         """n draws from q(z|x) for each item, through which gradients flow."""
         mu, log_var = (part.expand(n, *part.shape) for part in self.posterior(x, labels))  # (K, N, size)
-        z = [reparameterised(mu, log_var, generator)]
+        z = [reparameterised(mu, log_var, generator, dim=1)]
         log_q = gaussian_log_prob(z[0], mu, log_var)
         if self.upwards is not None:
             above = _gaussian(self.upwards(z[0]))
-            z.append(reparameterised(*above, generator))
+            z.append(reparameterised(*above, generator, dim=1))
             log_q = log_q + gaussian_log_prob(z[1], *above)
         return Draw(z, log_q)
 
@@ -151,7 +151,7 @@ class IWAE(GaussianLatents):
 
         # Clones, since a view shared by all draws could not weigh each draw by its own number.
         mu, log_var = (weigh(part.expand(n, *part.shape).clone()) for part in self.posterior(x, labels))
-        z = [reparameterised(mu, log_var, generator)]
+        z = [reparameterised(mu, log_var, generator, dim=1)]
         log_q = gaussian_log_prob(z[0], mu.detach(), log_var.detach())
         if self.upwards is not None:
             # z_2 depends on the encoder through z_1, whose gradient is weighed above, and through the parameters of
@@ -160,7 +160,7 @@ class IWAE(GaussianLatents):
             through_z = functional_call(self.upwards, constants, (z[0],))
             through_parameters = weigh(self.upwards(z[0].detach()).float())
             above = _gaussian(through_z + (through_parameters - through_parameters.detach()))
-            z.append(reparameterised(*above, generator))
+            z.append(reparameterised(*above, generator, dim=1))
             log_q = log_q + gaussian_log_prob(z[1], *_gaussian(through_z))
         return Draw(z, log_q), weight.append
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from triptych import parallel
 from triptych.models.base import Batch, Loss, Phase
 from triptych.models.latents import GaussianLatents, bound_loss, kl_to_minimise, reparameterised, softly_bounded
 from triptych.models.observation import LikelihoodName, observation_of
@@ -49,7 +50,7 @@ class StochasticLayer(nn.Module):
 
     def __init__(self, channels: int, n_maps: int, side: int, depth: int, dropout: float) -> None:
         super().__init__()
-        self.dropout = dropout
+        self.dropout = parallel.Dropout2d(dropout)
         self.look = _conv(channels, channels, side)
         self.prior = _conv(channels, 2 * n_maps, 1)
         self.compare = _conv(2 * channels, channels, side)
@@ -72,7 +73,7 @@ class StochasticLayer(nn.Module):
         state = F.silu(self.look(F.silu(h)))
         mu, log_var = self.prior(state).float().chunk(2, dim=1)
         z = mu + (0.5 * softly_bounded(log_var, MAX_LOG_VAR)).exp() * choose(self, state)
-        state = F.dropout2d(state, self.dropout, self.training)
+        state = self.dropout(state)
         return h + self.write(torch.cat([state, z.to(state.dtype)], dim=1))
 
 

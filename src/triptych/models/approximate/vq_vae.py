@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import Batch, Loss, Phase
@@ -251,7 +252,7 @@ class VQVAE(DecodedDensity):
         codes, entries = self.nearest(features)
         log_likelihood = self.observation.log_prob(self.decoded(entries, labels), batch.x.to(self.device))
         distance = (features - entries.detach()).square().mean()
-        counts = torch.bincount(codes.flatten(), minlength=self.n_codes).float()
+        counts = parallel.total(torch.bincount(codes.flatten(), minlength=self.n_codes).float())
         if self.training:
             self._update_codebook(features.detach(), codes, generator)
         shares = counts / counts.sum()
@@ -291,18 +292,25 @@ class VQVAE(DecodedDensity):
         vectors = features.movedim(1, -1).flatten(0, 2)  # (M, D)
         with torch.autocast(vectors.device.type, enabled=False):
             chosen = F.one_hot(codes.flatten(), self.n_codes).to(vectors.dtype)  # (M, K)
-            self.code_counts.lerp_(chosen.sum(0), 1 - self.codebook_decay)
-            self.code_sums.lerp_(chosen.T @ vectors, 1 - self.codebook_decay)
+            self.code_counts.lerp_(parallel.total(chosen.sum(0)), 1 - self.codebook_decay)
+            self.code_sums.lerp_(parallel.total(chosen.T @ vectors), 1 - self.codebook_decay)
         if self.restart_share:
             average = self.code_counts.mean()
             unused = self.code_counts < self.restart_share * average
-            order = torch.randperm(len(vectors), generator=generator, device=vectors.device)
-            drawn = vectors[order[torch.arange(self.n_codes, device=order.device) % len(order)]]  # (K, D)
+            drawn = self._drawn(vectors, generator)
             self.code_counts.copy_(torch.where(unused, average, self.code_counts))
             self.code_sums.copy_(torch.where(unused.unsqueeze(1), average * drawn, self.code_sums))
         # Without restarts a code may never have been used; below some count the quotient is of rounding errors.
         known = self.code_counts.unsqueeze(1) > 1e-6
         self.codebook.copy_(torch.where(known, self.code_sums / self.code_counts.unsqueeze(1), self.codebook))
+
+    def _drawn(self, vectors: Tensor, generator: Generator | None) -> Tensor:
+        """Vectors of the whole batch at random, one for each code, (K, D), from this process's, (M, D)."""
+        process, n_processes = parallel.process()
+        order = torch.randperm(len(vectors) * n_processes, generator=generator, device=vectors.device)
+        place = order[torch.arange(self.n_codes, device=order.device) % len(order)] - process * len(vectors)
+        is_own = ((place >= 0) & (place < len(vectors))).unsqueeze(1)
+        return parallel.total(torch.where(is_own, vectors[place.clamp(0, len(vectors) - 1)], 0))
 
 
 def _code_space(height: int, width: int, n_codes: int) -> ImageSpace:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.models.adversarial import AdversarialModel, Rules, Verdict
 from triptych.nn.adversarial import normalise_spectrally, orthogonality_penalty, squash, weighted_layers
@@ -129,7 +130,7 @@ class _ConditionalNorm(nn.Module):
 
     def __init__(self, width: int, n_condition: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(width, affine=False)
+        self.norm = parallel.BatchNorm2d(width, affine=False)
         self.gain = nn.Linear(n_condition, width, bias=False)
         self.bias = nn.Linear(n_condition, width, bias=False)
 
@@ -203,7 +204,7 @@ class _Generator(nn.Module):
         self.attention_at = max(0, n_parts - 3)
         """Index of the block after which half of the image's size is reached."""
         self.attention = _Attention(widths[self.attention_at + 1])
-        self.norm = nn.BatchNorm2d(widths[-1])
+        self.norm = parallel.BatchNorm2d(widths[-1])
         self.out = nn.Conv2d(widths[-1], n_out, 3, padding=1)
 
     def forward(self, z: Tensor, labels: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from triptych import parallel
 from triptych.errors import InputError
 from triptych.models.adversarial import Rules, hide_levels
 from triptych.models.base import Batch, GenerativeModel, Loss, Phase, Watched
@@ -326,7 +327,9 @@ class Pix2Pix(GenerativeModel, Watched):
         Returns:
             Scaled, float32, of the size of `wanted`, with the rows that were given, (n * N, n_channels, ...).
         """
-        z = torch.randn((n * len(given), self.n_latents), generator=generator, device=given.device)
+        z = parallel.randn((n, len(given), self.n_latents), generator=generator, device=given.device, dim=1).flatten(
+            0, 1
+        )
         condition = self.condition(None if labels is None else labels.repeat(n))
         y = self.generator(given, with_condition(z, condition))
         n_rows = n_rows_given(self.images, self.given)
@@ -394,7 +397,7 @@ class Pix2Pix(GenerativeModel, Watched):
         if phase == "generator":
             return self._generator_loss(given, y, labels, generator)
         if self.training:
-            self._remember(batch.x, labels)
+            self._remember(parallel.gathered(batch.x), None if labels is None else parallel.gathered(labels))
         return self._discriminator_loss(given, y, labels, generator)
 
     def judge(self, given: Tensor, y: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -1,0 +1,114 @@
+"""The checkpoints of a run: each whole or not there at all, the latest few kept, a damaged one passed over."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from triptych.errors import InputError
+from triptych.files import write_atomically
+
+SEAL = b"sha256:"
+"""What stands before the digest at the end of a checkpoint; `torch.load` takes no notice of either."""
+_N_DIGEST = hashlib.sha256().digest_size
+_CHUNK = 2**22
+
+
+class Checkpoints:
+    """The checkpoints of a run folder: `checkpoints/step-00000700.pt` and the like.
+
+    Arguments:
+        run: The run folder.
+        keep: How many to keep, the latest ones.
+    """
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.run, self.folder, self.keep = run, run / "checkpoints", keep
+
+    def paths(self) -> list[Path]:
+        """The files there are, the latest first."""
+        return sorted(self.folder.glob("step-*.pt"), reverse=True)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Writes tensors and plain values as the checkpoint of a step, and removes those no longer kept.
+
+        Raises:
+            OSError: If it cannot be written; the earlier ones stand.
+        """
+        path = self.folder / f"step-{step:08d}.pt"
+        write_atomically(path, lambda temporary: _write_sealed(temporary, values))
+        # One of a later step is of a future that did not come: it was damaged, or the run went on from before it.
+        kept = [other for other in self.paths() if other <= path][: self.keep]
+        for other in self.paths():
+            if other not in kept:
+                other.unlink(missing_ok=True)
+
+    def read(self) -> tuple[dict[str, Any], list[str]]:
+        """The latest sound checkpoint, and a sentence on each later one that is damaged. No code runs from the files.
+
+        Raises:
+            InputError: If there is none.
+        """
+        damaged: list[str] = []
+        for path in self.paths():
+            try:
+                values = read_checkpoint(path)
+            except InputError as error:
+                damaged.append(str(error))
+                continue
+            return values, damaged
+        if damaged:
+            raise InputError(f"{damaged[0].rstrip('.')}; no other is left in {self.folder}. Train anew.")
+        raise InputError(f"{self.folder} holds no checkpoint; there is nothing to go on from in {self.run}.")
+
+
+class _Sealing:
+    """A file that what is written to it is digested on the way; with one torch.save tells a full disk as OSError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write_sealed(path: Path, values: dict[str, Any]) -> None:
+    with open(path, "wb") as file:
+        sealing = _Sealing(file)
+        torch.save(values, sealing)  # type: ignore[arg-type]  # all it needs of a file is write and flush
+        file.write(SEAL + sealing.digest.digest())
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint whose checksum holds; only tensors and plain values are unpickled, no code runs.
+
+    Raises:
+        InputError: If it is missing, damaged, or no checkpoint.
+    """
+    try:
+        if not _is_sound(path):
+            raise InputError(f"{path} is damaged (its checksum does not hold).")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError on what it cannot read
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} is damaged ({first}).") from None
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file ends in the digest of what stands before: torch itself reads flipped bits without a word."""
+    n_seal = len(SEAL) + _N_DIGEST
+    digest, left = hashlib.sha256(), path.stat().st_size - n_seal
+    with open(path, "rb") as file:
+        while left > 0 and (piece := file.read(min(_CHUNK, left))):
+            digest.update(piece)
+            left -= len(piece)
+        return left == 0 and file.read() == SEAL + digest.digest()

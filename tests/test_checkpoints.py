@@ -1,0 +1,389 @@
+"""Nothing is lost: checkpoints that know when they are damaged, full disks, and one training a folder."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import triptych
+from triptych import InputError, TrainingStopped
+from triptych.data.dataset import Dataset
+from triptych.training.checkpoints import Checkpoints, read_checkpoint
+from triptych.training.files import read_json, read_weights
+from triptych.training.lock import RunLock
+
+FIT: dict[str, Any] = {"budget": "12steps", "batch_size": 8, "validations": 2, "log_every": 3, "hidden": 8}
+FIT |= {"checkpoint_every": "4steps", "verbose": False}
+
+
+def steps_of(run: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step-")) for path in (run / "checkpoints").iterdir())
+
+
+def flip_a_bit(path: Path, at: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(at * (len(content) - 1))] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path: Path, at: float) -> None:
+    os.truncate(path, int(at * path.stat().st_size))
+
+
+class TestCheckpoints:
+    def test_the_latest_are_kept(self, tmp_path: Path) -> None:
+        checkpoints = Checkpoints(tmp_path, 3)
+        for step in range(0, 50, 10):
+            checkpoints.write(step, {"step": step, "weights": torch.ones(3)})
+        assert steps_of(tmp_path) == [20, 30, 40]
+        values, damaged = checkpoints.read()
+        assert values["step"] == 40
+        assert torch.equal(values["weights"], torch.ones(3))
+        assert damaged == []
+
+    def test_torch_reads_them_too(self, tmp_path: Path) -> None:
+        Checkpoints(tmp_path, 1).write(7, {"weights": torch.arange(5)})
+        (path,) = (tmp_path / "checkpoints").iterdir()
+        assert torch.equal(torch.load(path, weights_only=True)["weights"], torch.arange(5))
+
+    @pytest.mark.parametrize("at", [0.0, 0.1, 0.5, 0.9, 1.0])
+    @pytest.mark.parametrize("damage", [flip_a_bit, truncate])
+    def test_a_damaged_one_is_passed_over_with_a_word(self, damage: Any, at: float, tmp_path: Path) -> None:
+        checkpoints = Checkpoints(tmp_path, 2)
+        for step in (10, 20):
+            checkpoints.write(step, {"step": step, "weights": torch.rand(1000)})
+        latest = tmp_path / "checkpoints" / "step-00000020.pt"
+        if damage is truncate and at == 1.0:
+            at = 1 - 1 / latest.stat().st_size  # one byte
+        damage(latest, at)
+        values, damaged = checkpoints.read()
+        assert values["step"] == 10
+        assert len(damaged) == 1
+        assert "step-00000020.pt is damaged" in damaged[0]
+        # What comes after the sound one takes the damaged one's place.
+        checkpoints.write(15, {"step": 15})
+        assert steps_of(tmp_path) == [10, 15]
+
+    def test_none_sound_is_an_error(self, tmp_path: Path) -> None:
+        checkpoints = Checkpoints(tmp_path, 1)
+        with pytest.raises(InputError, match="no checkpoint"):
+            checkpoints.read()
+        checkpoints.write(3, {"step": 3})
+        truncate(tmp_path / "checkpoints" / "step-00000003.pt", 0.5)
+        with pytest.raises(InputError, match=r"step-00000003\.pt is damaged.*no other is left"):
+            checkpoints.read()
+
+    def test_runs_no_code(self, tmp_path: Path) -> None:
+        class Evil:
+            def __reduce__(self) -> Any:
+                return os.system, (f"touch {tmp_path / 'owned'}",)
+
+        Checkpoints(tmp_path, 1).write(1, {"model": Evil()})  # with a checksum that holds
+        with pytest.raises(InputError, match="damaged"):
+            read_checkpoint(tmp_path / "checkpoints" / "step-00000001.pt")
+        assert not (tmp_path / "owned").exists()
+
+
+def test_flipped_bits_in_the_weights_are_seen(tiny: Dataset, tmp_path: Path) -> None:
+    triptych.fit("vae", tiny, out=tmp_path / "run", **FIT)
+    weights = tmp_path / "run" / "model.safetensors"
+    flip_a_bit(weights, 0.9)
+    with pytest.raises(InputError, match="checksum"):
+        read_weights(weights)
+    with pytest.raises(InputError, match="checksum"):
+        triptych.load(tmp_path / "run")
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(step: int, monkeypatch: pytest.MonkeyPatch, tiny: Dataset, folder: Path, **settings: Any) -> None:
+    """A run that dies after a step, without a word, as SIGKILL would have it."""
+    note = RunLock.steps_done
+
+    def dying(lock: RunLock, now: int) -> None:
+        note(lock, now)
+        if now == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLock, "steps_done", dying)
+        with pytest.raises(Killed):
+            triptych.fit("vae", tiny, out=folder, **{**FIT, **settings})
+
+
+class TestResume:
+    def test_falls_back_and_counts_what_is_lost(
+        self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        triptych.fit("vae", tiny, out=tmp_path / "whole", **FIT)
+        run = tmp_path / "run"
+        killed_after(10, monkeypatch, tiny, run)
+        assert steps_of(run) == [4, 8]
+        flip_a_bit(run / "checkpoints" / "step-00000008.pt", 0.5)
+        triptych.fit("vae", tiny, out=run, resume=True, **{**FIT, "verbose": True})
+        said = capsys.readouterr().out
+        assert "step-00000008.pt is damaged" in said
+        assert "Going on after step 4; 6 steps after it are lost and are done again." in said
+        assert read_json(run / "summary.json")["lost_steps"] == 6
+        assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+    def test_every_loss_counts(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = tmp_path / "run"
+        killed_after(6, monkeypatch, tiny, run)
+        killed_after(7, monkeypatch, tiny, run, resume=True)  # 2 lost, then 3
+        triptych.fit("vae", tiny, out=run, resume=True, **FIT)
+        assert read_json(run / "summary.json")["lost_steps"] == 5
+
+    @pytest.mark.parametrize("name", ["triptych", "torch", "numpy"])
+    def test_refuses_another_version(
+        self, name: str, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = tmp_path / "run"
+        killed_after(5, monkeypatch, tiny, run)
+        config = read_json(run / "config.json")
+        config["environment"][name] = "0.0.1"
+        (run / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match=rf"environment\.{name} was '0\.0\.1'.*--fork"):
+            triptych.fit("vae", tiny, out=run, resume=True, **FIT)
+
+    def test_sweeps_up_what_a_killed_writer_left(
+        self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = tmp_path / "run"
+        killed_after(5, monkeypatch, tiny, run)
+        (run / "checkpoints" / ".step-00000008.pt.123.tmp").write_bytes(b"half")
+        triptych.fit("vae", tiny, out=run, resume=True, **FIT)
+        assert not [path for path in run.rglob("*") if path.name.endswith(".tmp")]
+
+
+def test_auto_resume_begins_and_goes_on(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    triptych.fit("vae", tiny, out=tmp_path / "whole", **FIT)
+    run = tmp_path / "run"
+    for step in (3, 7):
+        killed_after(step, monkeypatch, tiny, run, resume="auto")
+    for _ in range(2):  # The second time there is nothing to do.
+        triptych.fit("vae", tiny, out=run, resume="auto", **FIT)
+        assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="give out"):
+        triptych.fit("vae", tiny, resume="auto", **FIT)
+
+
+class TestFork:
+    def test_begins_with_the_weights_of_another_run(self, tiny: Dataset, tmp_path: Path) -> None:
+        first, second = tmp_path / "first", tmp_path / "second"
+        triptych.fit("vae", tiny, out=first, **FIT)
+        before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+        settings = {**FIT, "budget": "1steps", "learning_rate": 1e-12, "ema_decay": 0.0}
+        triptych.fit("vae", tiny, out=second, fork=first, **settings)
+        saved = Checkpoints(first, 1).read()[0]["model"]
+        forked = Checkpoints(second, 1).read()[0]
+        assert forked["step"] == 1
+        for name, value in forked["model"].items():
+            assert torch.allclose(value, saved[name], atol=1e-9), name
+        # Adam's moments came too: its count of steps goes on.
+        counts = {float(state["step"]) for state in forked["optimizers"][0]["state"].values()}
+        assert counts == {13.0}
+        assert read_json(second / "config.json")["forked_from"] == str(first)
+        assert {path: path.read_bytes() for path in first.rglob("*") if path.is_file()} == before
+
+    def test_takes_model_options_and_data_from_the_run(self, tmp_path: Path) -> None:
+        triptych.fit("vae", "ring8", out=tmp_path / "first", **FIT)
+        triptych.fork(tmp_path / "first", out=tmp_path / "second", budget="2steps", verbose=False)
+        config = read_json(tmp_path / "second" / "config.json")
+        assert (config["model"], config["options"]["hidden"], config["data"]["name"]) == ("vae", 8, "ring8")
+        assert config["train"]["budget"] == "2steps"
+
+    def test_a_killed_fork_goes_on(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        first = tmp_path / "first"
+        triptych.fit("vae", tiny, out=first, **FIT)
+        triptych.fit("vae", tiny, out=tmp_path / "whole", fork=first, **FIT)
+        for step in (2, 6):  # before the second checkpoint, and after it
+            run = tmp_path / f"run-{step}"
+            killed_after(step, monkeypatch, tiny, run, fork=first)
+            if step == 2:
+                shutil.rmtree(run / "checkpoints")  # as if it had died before the first
+            triptych.fit("vae", tiny, out=run, resume=True, **FIT)
+            assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+    def test_refuses_what_does_not_fit_and_leaves_nothing(self, tiny: Dataset, tmp_path: Path) -> None:
+        triptych.fit("vae", tiny, out=tmp_path / "first", **FIT)
+        with pytest.raises(InputError, match="do not fit"):
+            triptych.fit("vae", tiny, out=tmp_path / "second", fork=tmp_path / "first", **{**FIT, "hidden": 4})
+        assert not (tmp_path / "second").exists()
+        estimated = {**FIT, "n_components": 2}
+        del estimated["hidden"]
+        triptych.fit("gaussian_mixture", tiny, out=tmp_path / "mixture", **estimated)
+        with pytest.raises(InputError, match="no checkpoint"):
+            triptych.fit("gaussian_mixture", tiny, out=tmp_path / "b", fork=tmp_path / "mixture", **estimated)
+        with pytest.raises(InputError, match="no fork"):
+            triptych.fit("vae", tiny, out=tmp_path / "first", fork=tmp_path / "first", resume=True, **FIT)
+
+
+class TestLock:
+    def test_two_runs_in_one_folder_are_refused(self, tiny: Dataset, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        run.mkdir()
+        with RunLock(run), pytest.raises(InputError, match=f"is being trained by process {os.getpid()} on"):
+            triptych.fit("vae", tiny, out=run, **FIT)
+        triptych.fit("vae", tiny, out=run, **FIT)  # A lock that is let go of binds nobody.
+
+    def test_survives_a_crash_of_its_holder(self, tmp_path: Path) -> None:
+        code = (
+            "import sys, time; from pathlib import Path; from triptych.training.lock import RunLock\n"
+            "lock = RunLock(Path(sys.argv[1])); lock.steps_done(41); print('held', flush=True); time.sleep(60)"
+        )
+        holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match=f"process {holder.pid} on"):
+            RunLock(tmp_path)
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+        with RunLock(tmp_path) as lock:
+            assert lock.last_step == 41
+
+    @pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"1 2 3\n", b"-1 4\nx", b"\0" * 100])
+    def test_odd_contents_do_no_harm(self, content: bytes, tmp_path: Path) -> None:
+        (tmp_path / RunLock.NAME).write_bytes(content)
+        with RunLock(tmp_path) as lock:
+            assert (lock.last_step, lock.n_lost) == (0, 0)
+
+    def test_names_are_not_taken_twice(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        for _ in range(2):
+            triptych.fit("vae", tiny, **FIT)
+        assert sorted(path.name for path in Path("runs").iterdir()) == ["vae-tiny", "vae-tiny-2"]
+
+
+class TestSignals:
+    """Of the command, in a process of its own."""
+
+    def run(self, folder: Path, model: str, *more: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "triptych", "fit", model, "digits", "--budget", "100000steps", "--out"]
+        return subprocess.Popen(
+            [*command, str(folder), *more], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def wait_for_steps(self, folder: Path, process: subprocess.Popen[str]) -> None:
+        for _ in range(600):
+            numbers = (folder / "run.lock").read_text().split() if (folder / "run.lock").exists() else []
+            if numbers and int(numbers[0]) > 1:
+                return
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        raise AssertionError("no step in a minute")
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_the_step_is_finished_and_saved(self, number: signal.Signals, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        with self.run(run, "vae", "--set", "hidden=4") as process:
+            self.wait_for_steps(run, process)
+            process.send_signal(number)
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == 3
+        assert "Traceback" not in said
+        step = Checkpoints(run, 1).read()[0]["step"]
+        assert f"Interrupted after step {step}, which is saved. Go on with --resume {run}" in said
+        with RunLock(run) as lock:
+            assert lock.last_step == step
+
+    def test_a_second_one_stops_at_once(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        # A step of this takes far longer than the pause between the signals.
+        with self.run(run, "vae", "--set", "hidden=4", "--batch-size", "12000") as process:
+            self.wait_for_steps(run, process)
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.15)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGTERM
+
+
+@contextmanager
+def disk_of(n_bytes: int) -> Iterator[None]:
+    """No file may grow beyond a size, as on a full disk; the system's error is another, the way of it the same."""
+    limits, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+class TestFullDisk:
+    def test_stops_in_a_line_and_the_last_checkpoint_stands(
+        self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        triptych.fit("vae", tiny, out=tmp_path / "whole", **FIT)
+        run, write = tmp_path / "run", Checkpoints.write
+
+        def full_at_eight(checkpoints: Checkpoints, step: int, values: dict[str, Any]) -> None:
+            if step < 8:
+                return write(checkpoints, step, values)
+            with disk_of(20_000):
+                return write(checkpoints, step, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Checkpoints, "write", full_at_eight)
+            with pytest.raises(TrainingStopped, match=r"too large.*after step 8.*of step 4, stands.*--resume") as told:
+                triptych.fit("vae", tiny, out=run, **FIT)
+        assert "\n" not in str(told.value)
+        assert steps_of(run) == [0, 4]
+        assert not list(run.rglob("*.tmp"))
+        triptych.fit("vae", tiny, out=run, resume=True, **FIT)
+        assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+    @pytest.mark.parametrize("place", ["checkpoints", "samples", "metrics"])
+    def test_wherever_it_hits(self, place: str, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(*arguments: Any, **more: Any) -> Any:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "the/file")
+
+        target = {
+            "checkpoints": "triptych.training.checkpoints.write_atomically",
+            "samples": "triptych.training.trainer.save_items",
+            "metrics": "triptych.training.files.Records.append",
+        }[place]
+        monkeypatch.setattr(target, full)
+        with pytest.raises(TrainingStopped, match="the/file: No space left on device"):
+            triptych.fit("vae", tiny, out=tmp_path / "run", **FIT)
+
+    def test_a_removed_folder(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run, note = tmp_path / "run", RunLock.steps_done
+
+        def removing(lock: RunLock, step: int) -> None:
+            note(lock, step)
+            if step == 6:
+                shutil.rmtree(run)
+
+        monkeypatch.setattr(RunLock, "steps_done", removing)
+        with pytest.raises(TrainingStopped, match="the run folder is gone"):
+            triptych.fit("vae", tiny, out=run, **FIT)
+        assert not run.exists()
+
+
+def test_chaos_in_short() -> None:
+    """`make chaos` is the long form: every model, 50 deaths at random moments, and one at every write."""
+    short = ["--kills", "4", "--models", "vae,gan,made,vq_vae"]
+    script = Path(__file__).with_name("chaos.py")
+    done = subprocess.run([sys.executable, str(script), *short], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["kills at random"] >= 4
+    assert result["identical"] == result["runs"] > 0

@@ -1,0 +1,188 @@
+"""Several processes that share each batch train as one does with all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import train
+from torch import nn
+
+from triptych import ImageSpace, InputError, parallel
+from triptych.config import TrainConfig
+from triptych.models.registry import create_model, find_models, model_options
+from triptych.training.checkpoints import Checkpoints
+from triptych.training.devices import start
+from triptych.training.files import Records, read_weights
+
+RANKS = Path(__file__).with_name("ranks.py")
+SMALL: dict[str, Any] = {"hidden": 8, "n_blocks": 1, "n_layers": 1, "n_components": 3, "n_latents": 4, "n_codes": 5}
+
+
+def case(model: str, name: str = "", **more: Any) -> dict[str, Any]:
+    options = {key: value for key, value in SMALL.items() if key in model_options(model)}
+    options |= more.pop("options", {})
+    return {"name": name or model, "model": model, "n_classes": 2, "options": options} | more
+
+
+# Every model, and what is not computed item by item.
+CASES = [
+    *(case(name) for name in find_models()),
+    case("gan", "batch normalisation", options={"network": "dcgan", "penalty": "none"}),
+    case("gan", "gradient penalty", options={"objective": "wasserstein", "penalty": "gradient"}),
+    case("gan", "adaptive augmentation", options={"augment": "adaptive"}),
+    case("gan", "packs", n_classes=0, options={"pack": 2}),
+    case("gan", "pairs", options={"objective": "relativistic", "penalty": "r1_r2", "encoder": "bigan"}),
+    case("vae", "free bits", options={"free_bits": 0.5}),
+    case("iwae", "many draws", options={"n_layers": 2, "n_importance": 3}),
+    case("vae", "points", source="ring8", n_classes=0),
+    case("gan", "modes", source="ring8", n_classes=0, settings={"batch_size": 32}),
+]
+
+
+def run(
+    n: int, cases: list[dict[str, Any]], folder: Path, *, timeout: float = 240, restarts: int = 0
+) -> subprocess.CompletedProcess[str]:
+    """Trains the cases on n processes."""
+    folder.mkdir(exist_ok=True)
+    (folder / "cases.json").write_text(json.dumps(cases))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
+    return subprocess.run(
+        [*command, "--max-restarts", str(restarts), str(RANKS), str(folder / "cases.json"), str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        # With a shared store PyTorch's restarts find the addresses of processes that are dead (its issue 135712).
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+    )
+
+
+def assert_close(one: Path, many: Path, tolerance: float) -> None:
+    """The saved weights, averages and records of two trainings are equal but for rounding."""
+    a, b = read_weights(one / "model.safetensors"), read_weights(many / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name].double(), b[name].double(), rtol=tolerance, atol=tolerance, msg=name)
+    records = [Records.read(folder / "metrics.jsonl") for folder in (one, many)]
+    assert len(records[0]) == len(records[1]) > 0
+    for first, second in zip(*records, strict=True):
+        assert first.keys() == second.keys()
+        for key in first.keys() - {"elapsed_seconds"}:
+            close = pytest.approx(first[key], rel=1e-3, abs=1e-3) if isinstance(first[key], float) else first[key]
+            assert second[key] == close, key
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of all cases, trained on one process and on several."""
+    root = tmp_path_factory.mktemp("ranks")
+    for each in CASES:
+        train(each, root / "one")
+    done = run(request.param, CASES, root / "many")
+    assert done.returncode == 0, done.stderr
+    return root / "one", root / "many"
+
+
+@pytest.mark.parametrize("name", [each["name"] for each in CASES])
+def test_several_processes_are_as_one(name: str, trained: tuple[Path, Path]) -> None:
+    one, many = (folder / name for folder in trained)
+    assert_close(one, many, 2e-5)
+    if Checkpoints(one, 1).paths():
+        a, b = (Checkpoints(folder, 1).read()[0] for folder in (one, many))
+        assert a["position"] == b["position"]
+        assert torch.equal(a["noise"], b["noise"]), "the generators have drawn as much"
+
+
+@pytest.mark.parametrize("name", list(find_models()))
+def test_no_layer_sees_a_part_of_the_batch_alone(name: str) -> None:
+    """A new model takes dropout and batch normalisation from `triptych.parallel`."""
+    for layer in create_model(name, ImageSpace(1, 8, 8, 4), n_classes=2).modules():
+        own = isinstance(layer, parallel.Dropout | parallel.BatchNorm2d)
+        assert own or not isinstance(layer, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm), layer
+
+
+class TestPieces:
+    def test_accumulated_gradients_are_those_of_the_whole_batch(self, tmp_path: Path) -> None:
+        for name in ("vae", "pixel_cnn", "gan", "pix2pix"):
+            train(case(name), tmp_path / "whole")
+            train(case(name), tmp_path / "pieces", accumulate=4)
+            assert_close(tmp_path / "whole" / name, tmp_path / "pieces" / name, 2e-5)
+
+
+class TestProcesses:
+    def test_resumes_on_another_number_of_them(self, tmp_path: Path) -> None:
+        """Six steps on one, four more on two, and on to the end on one, are twelve on one."""
+        cases = [case(name, settings={"budget": "12steps", "checkpoint_every": "3steps"}) for name in ("vae", "gan")]
+        for each in cases:
+            train(each, tmp_path / "one")
+            name = each["name"]
+            train(each, tmp_path / "many", budget="12steps")
+            checkpoints = sorted((tmp_path / "many" / name / "checkpoints").iterdir())
+            assert [path.stem for path in checkpoints] == ["step-00000009", "step-00000012"]
+            checkpoints[1].unlink()  # as if it had died there
+        assert run(2, cases, tmp_path / "many").returncode == 0
+        for each in cases:
+            assert_close(tmp_path / "one" / each["name"], tmp_path / "many" / each["name"], 2e-5)
+
+    def test_a_rank_that_dies_ends_the_run(self, tmp_path: Path) -> None:
+        dying = case("vae", settings={"budget": "100000steps"}, die={"rank": 1, "step": 5})
+        began = time.perf_counter()
+        done = run(2, [dying], tmp_path / "many", timeout=120)
+        assert done.returncode != 0
+        assert time.perf_counter() - began < 60
+        # What it left can be gone on with.
+        settings = {"budget": "12steps", "checkpoint_every": "3steps"}
+        left = case("vae", settings=settings)
+        train(left, tmp_path / "one")
+        assert run(2, [{**left, "die": {"rank": 1, "step": 5}}], tmp_path / "half").returncode != 0
+        train(left, tmp_path / "half")
+        assert_close(tmp_path / "one" / "vae", tmp_path / "half" / "vae", 2e-5)
+
+    def test_torchrun_restarts_what_died(self, tmp_path: Path) -> None:
+        settings = {"budget": "12steps", "checkpoint_every": "3steps"}
+        train(case("vae", settings=settings), tmp_path / "one")
+        dying = case("vae", settings=settings, die={"rank": 0, "step": 5})
+        assert run(2, [dying], tmp_path / "many", restarts=1).returncode == 0
+        assert_close(tmp_path / "one" / "vae", tmp_path / "many" / "vae", 2e-5)
+
+    def test_the_command_runs_under_torchrun_and_with_devices(self, tmp_path: Path) -> None:
+        fit = ["fit", "vae", "digits", "--budget", "8steps", "--batch-size", "16", "--set", "hidden=4"]
+        runs = {
+            "one": ["-m", "triptych", *fit],
+            "torchrun": [
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                "2",
+                "-m",
+                "triptych",
+                *fit,
+            ],
+            "devices": ["-m", "triptych", *fit, "--devices", "2"],
+        }
+        for name, arguments in runs.items():
+            done = subprocess.run(
+                [sys.executable, *arguments, "--out", str(tmp_path / name)],
+                capture_output=True,
+                text=True,
+                timeout=120,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("vae on digits") == 1, "one process alone speaks"
+        for name in ("torchrun", "devices"):
+            assert_close(tmp_path / "one", tmp_path / name, 2e-5)
+            assert (tmp_path / name / "summary.json").is_file()
+
+    def test_processes_that_do_not_share_a_batch_evenly_are_refused(self, tmp_path: Path) -> None:
+        for settings in ({"devices": 3, "batch_size": 16}, {"accumulate": 5, "batch_size": 16}):
+            with pytest.raises(InputError, match="batch_size is 16; it must be a multiple of"):
+                start(TrainConfig(**settings))
