@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/estimates.py digits ring8 [path/to/mnist ...] [--models pixel_cnn,vae,gan]
 
 For each model and source: the estimate, in a process of its own; then the training, in another, for as many steps as
-are foretold to take `--seconds`. Time is from the first step to the end, memory the most that the process held, disk
-the run folder with room for one more checkpoint. Prints foretold over measured; 1 is right.
+are foretold to take `--seconds`, and 50 at least. Time is from the first step to the end, memory the most that the
+process held, disk the run folder with room for one more checkpoint. Prints foretold over measured; 1 is right.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def foretell(model: str, source: str, seconds: float) -> dict[str, Any]:
     """The estimate, for a budget of steps that takes so many seconds."""
     cost = triptych.estimate(model, source, budget="1000steps")
     assert cost is not None
-    steps = max(20, int((seconds - cost.seconds_beside) / cost.seconds_per_step))
+    steps = max(50, int((seconds - cost.seconds_beside) / cost.seconds_per_step))
     budget = f"{steps}steps"
     foretold = cost.seconds(Budget.parse(budget))
     return {"budget": budget, "seconds": foretold, "memory": cost.memory_bytes, "disk": cost.disk_bytes}

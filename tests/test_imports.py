@@ -10,11 +10,12 @@ import triptych
 PACKAGE = Path(triptych.__file__).parent
 
 # What each part may import, besides itself and the base that all share.
-BASE = {"errors", "spaces", "files", "parallel"}
+BASE = {"errors", "spaces", "files", "parallel", "ranks"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
     "parallel": set(),
+    "ranks": set(),
     "spaces": set(),
     "config": set(),
     "data": set(),

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 
+from triptych import ranks
 from triptych.config import TrainConfig
 from triptych.data.animation import MAX_SHOWN, Frames, check_suffix, save_animation
 from triptych.data.dataset import Dataset, Split, level_dtype, merged
@@ -26,6 +27,7 @@ from triptych.drawing import (
     check_file,
     check_seed,
     describe_warp,
+    draw_blocks,
     draw_images,
     read_labels,
 )
@@ -395,7 +397,8 @@ def sample(
             more than 100 images the first 100.
         verbose: Show a bar on a terminal if an autoregressive model takes more than a second.
     Returns:
-        (n, *space.shape), in data units.
+        (n, *space.shape), in data units. Several processes that are `triptych.ranks.together` share the drawing, and
+        the first of them writes.
     Raises:
         InputError: If n is not positive, labels or options do not fit the model, or a file cannot be written.
     """
@@ -429,12 +432,16 @@ def sample(
             items = draw_images(model, n, labels=given, seed=seed, sampler=sampler, warp=warp, frames=frames, bar=bar)
     else:
         _refuse_options_of_drawing(model, sampler, warp, animate)
-        generator = torch.Generator(model.device).manual_seed(seed)
-        if isinstance(model, AdversarialModel):
-            drawn = model.sample(n, labels=given, generator=generator, truncation=truncation)
-        else:
-            drawn = model.sample(n, labels=given, generator=generator)
-        items = drawn.cpu().numpy()
+
+        def draw(block: slice, generator: torch.Generator) -> torch.Tensor:
+            of_block, count = None if given is None else given[block], block.stop - block.start
+            if isinstance(model, AdversarialModel):
+                return model.sample(count, labels=of_block, generator=generator, truncation=truncation)
+            return model.sample(count, labels=of_block, generator=generator)
+
+        items = draw_blocks(n, model, draw, seed=seed)
+    if not ranks.is_first():
+        return items
     if write is not None:
         write(items)
     if animate is not None and frames is not None and isinstance(model.space, ImageSpace):
@@ -543,6 +550,8 @@ def choose_split(data: Dataset, name: Literal["train", "valid", "test", "all"]) 
 
 def write_scores(likelihood: Likelihood, out: str | Path) -> None:
     """Writes a CSV file with the log-likelihood of each item, in nats, and what kind it is."""
+    if not ranks.is_first():
+        return
     lines = ["item,log_likelihood_nats,kind,measure"]
     lines += [f"{i},{nats!r},{likelihood.kind},{likelihood.measure}" for i, nats in enumerate(likelihood.nats.tolist())]
     out = Path(out)
@@ -776,7 +785,7 @@ def telling(verbose: bool) -> Iterator[Callable[[str], None] | None]:
     On a terminal one line follows the work; elsewhere only a new subject (what stands before a colon) is told.
     """
     console = Console(stderr=True)
-    if not verbose:
+    if not verbose or not ranks.is_first():
         yield None
     elif console.is_terminal:
         with console.status("measuring") as status:

@@ -1,10 +1,12 @@
-"""Drawing as a person wants it: in no more memory than the images take, with a bar on a terminal and an animation."""
+"""Drawing as a person wants it: block by block, in little more memory than the images take, by all processes that are
+there, with a bar on a terminal and an animation."""
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -12,8 +14,9 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Generator, Tensor
 
+from triptych import ranks
 from triptych.data.animation import Frames
 from triptych.data.dataset import level_dtype
 from triptych.errors import InputError
@@ -21,6 +24,7 @@ from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import GenerativeModel
 from triptych.models.registry import find_models, model_class
 from triptych.sampling.autoregressive import Sampler, Warp
+from triptych.spaces import ImageSpace
 
 BLOCK = 256
 """Images asked of a model at a time; of images up to 32x32 it draws as many at once anyway."""
@@ -39,23 +43,21 @@ def draw_images(
     frames: Frames | None = None,
     bar: Bar | None = None,
 ) -> np.ndarray:
-    """Draws images block by block into one array.
+    """Draws images block by block, by all processes that are `ranks.together`.
 
     Arguments:
         labels, sampler, warp, given, n_given: As in `AutoregressiveDensity.draw`.
         seed: Of the noise.
         frames: Told of every turn of the first images.
-        bar: Told of every turn.
+        bar: Told of every turn of this process.
     Returns:
         uint8, or int32 past 256 levels, (n, C, H, W).
     """
-    images = np.empty((n, *model.space.shape), level_dtype(model.space.levels))
-    generator = torch.Generator(model.device).manual_seed(seed)
-    for start in range(0, n, BLOCK):
-        block = slice(start, min(start + BLOCK, n))
-        turns = _Turns(start, n, model.space.height * model.space.width, sampler, frames, bar)
-        drawn = model.draw(
-            block.stop - start,
+
+    def draw(block: slice, generator: Generator) -> Tensor:
+        turns = _Turns(block.start, n, model.space.height * model.space.width, sampler, frames, bar)
+        return model.draw(
+            block.stop - block.start,
             labels=None if labels is None else labels[block],
             generator=generator,
             sampler=sampler,
@@ -64,8 +66,29 @@ def draw_images(
             n_given=n_given,
             watch=turns.watch if turns.wanted else None,
         )
-        images[block] = drawn.cpu().numpy()
-    return images
+
+    return draw_blocks(n, model, draw, seed=seed)
+
+
+def draw_blocks(n: int, model: GenerativeModel, draw: Callable[[slice, Generator], Tensor], *, seed: int) -> np.ndarray:
+    """Draws n items in blocks, each from noise of its own, by all processes that are `ranks.together`.
+
+    Arguments:
+        draw: Draws the items of a block on the model's device.
+        seed: Of the noise.
+    Returns:
+        (n, *space.shape), in data units.
+    """
+
+    space = model.space
+
+    def block(number: int) -> np.ndarray:
+        generator = Generator(model.device).manual_seed(ranks.part_seed(seed, number))
+        start = number * BLOCK
+        drawn = draw(slice(start, min(start + BLOCK, n)), generator).cpu().numpy()
+        return drawn.astype(level_dtype(space.levels), copy=False) if isinstance(space, ImageSpace) else drawn
+
+    return np.concatenate(ranks.in_parts(math.ceil(n / BLOCK), block))
 
 
 class _Turns:
@@ -120,7 +143,7 @@ class Bar:
 
     def __init__(self, verbose: bool = True, console: Console | None = None, delay: float = 1.0) -> None:
         console = console or Console(stderr=True)
-        self.is_shown = verbose and console.is_terminal
+        self.is_shown = verbose and console.is_terminal and ranks.is_first()
         self.bar = Progress(
             TextColumn("drawing"),
             BarColumn(20),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -99,7 +100,7 @@ def main() -> None:
         return
     verb = parse(sys.argv[1:])
     try:
-        verb.run()
+        _run(verb)
     except InputError as error:
         print(f"triptych: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -120,6 +121,21 @@ def main() -> None:
             raise
         print("triptych: There is not enough memory; use a smaller model or batch.", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _run(verb: Any) -> None:
+    """Carries a verb out; under torchrun by all its processes, of which the first one writes and prints."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or isinstance(verb, Fit):  # a training sees to its processes itself
+        verb.run()
+        return
+    if not isinstance(verb, Sample | Score | Evaluate):
+        raise InputError("torchrun is for fit, sample, score and evaluate; run this verb without it.")
+    from triptych import ranks
+
+    with ranks.together(), contextlib.ExitStack() as silent:
+        if not ranks.is_first():
+            silent.enter_context(contextlib.redirect_stdout(silent.enter_context(open(os.devnull, "w"))))
+        verb.run()
 
 
 def _say(error: OSError | MemoryError) -> str:

@@ -29,6 +29,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Generator, Tensor
 
+from triptych import ranks
 from triptych.data.dataset import Split
 from triptych.errors import InputError
 from triptych.evaluation.likelihood import evaluation_mode, read_batch
@@ -235,7 +236,7 @@ def evaluate_annealed(
     batch_size: int = 64,
     progress: Callable[[str], None] | None = None,
 ) -> Likelihood:
-    """`ais` of every item of a split, in its order.
+    """`ais` of every item of a split, in its order; processes that are `ranks.together` share the work.
 
     Arguments:
         model: On any device, or a density made of one. Class-conditional models are given the split's labels: log p(x |
@@ -254,13 +255,15 @@ def evaluate_annealed(
         raise InputError(f"The split has {len(split)} items and batch_size is {batch_size}; both must be at least 1.")
     density = LatentDensity.of(model)
     network = density.model
-    generator = Generator(network.device).manual_seed(seed)
-    parts = []
-    for start in range(0, len(split), batch_size):
+
+    def annealed(number: int) -> Tensor:
+        start = number * batch_size
         x, labels = read_batch(network, split, slice(start, start + batch_size))
         tell = None if progress is None else _prefixed(progress, f"items {start + 1}-{start + len(x)} of {len(split)}")
-        nats = ais(density, x, labels, settings=settings, generator=generator, progress=tell)
-        parts.append(nats.float().cpu())
+        generator = Generator(network.device).manual_seed(ranks.part_seed(seed, number))
+        return ais(density, x, labels, settings=settings, generator=generator, progress=tell).float().cpu()
+
+    parts = ranks.in_parts(math.ceil(len(split) / batch_size), annealed)
     return Likelihood(torch.cat(parts), density.kind, network.measure, settings.n_chains)
 
 

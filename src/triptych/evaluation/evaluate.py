@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Generator
 
+from triptych import ranks
 from triptych.data.dataset import Dataset, Split
 from triptych.errors import InputError
 from triptych.evaluation.columns import (
@@ -137,7 +138,7 @@ def evaluate(
     n = len(held_out) if n_samples is None else min(n_samples, len(held_out))
     samples: dict[str, np.ndarray] = {}
     reconstructions: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    found: dict[str, list[_Found]] = {}
+    drawn_by: list[tuple[str, str, np.ndarray, Likelihood | None, dict[str, Measurement]]] = []
     for name, several in trainings.items():
         for number, model in enumerate(several):
             who = name if len(several) == 1 else f"{name} {number + 1}"
@@ -154,13 +155,15 @@ def evaluate(
                     notes += [f"{who}: {line}" for line in _latents(model, held_out, measurements, seed)]
             if not np.isfinite(drawn).all():
                 notes.append(f"{who}: samples are not finite, so their distances are not defined.")
-            sample = measures.measure(who, drawn)
-            measurements |= sample.measurements
             measurements["samples_per_second"] = speed
             if costs is not None and name in costs:
                 measurements |= costs[name][number].measurements()
-            found.setdefault(name, []).append(_Found(measurements, sample, likelihood))
+            drawn_by.append((name, who, drawn, likelihood, measurements))
             samples.setdefault(name, drawn)
+    found: dict[str, list[_Found]] = {}
+    results = ranks.in_parts(len(drawn_by), lambda place: measures.measure(*drawn_by[place][1:3]))
+    for (name, _, _, likelihood, measurements), sample in zip(drawn_by, results, strict=True):
+        found.setdefault(name, []).append(_Found(measurements | sample.measurements, sample, likelihood))
     rows = [
         Row(name, trainings[name][0].panel, averaged([one.measurements for one in several]))
         for name, several in found.items()
@@ -220,7 +223,9 @@ def evaluate_samples(
                 f"{name}: {len(items):,} samples against {n:,} held-out items; recall and coverage grow with the number"
                 " of samples, so compare them with equally many only."
             )
-        sample = measures.measure(name, samples[name])
+    names = list(samples)
+    results = ranks.in_parts(len(names), lambda place: measures.measure(names[place], samples[names[place]]))
+    for name, sample in zip(names, results, strict=True):
         found[name] = [_Found(sample.measurements, sample)]
         rows.append(Row(name, SAMPLES, sample.measurements))
     most = max((len(items) for items in samples.values()), default=n)
@@ -458,18 +463,16 @@ def _draw(
         drawn = model.sample(size, labels=chosen, generator=generator).cpu().numpy()  # .cpu() waits for the device
         return drawn, time.perf_counter() - began
 
-    generator = Generator(model.device).manual_seed(seed)
-    parts, seconds = [], []
-    for start in range(0, n, SAMPLE_BATCH):
-        tell(f"{name}: {start} of {n} samples drawn")
-        drawn, took = batch(start, generator)
-        parts.append(drawn)
-        if len(drawn) == min(SAMPLE_BATCH, n):
-            seconds.append(took)
+    def part(number: int) -> tuple[np.ndarray, float]:
+        tell(f"{name}: {number * SAMPLE_BATCH} of {n} samples drawn")
+        return batch(number * SAMPLE_BATCH, Generator(model.device).manual_seed(ranks.part_seed(seed, number)))
+
+    parts = ranks.in_parts(math.ceil(n / SAMPLE_BATCH), part)
+    full = min(SAMPLE_BATCH, n)
+    seconds = [took for drawn, took in parts if len(drawn) == full]
     while sum(seconds) < 0.5 and len(seconds) < 20:
-        seconds.append(batch(0, generator)[1])
-    rate = min(SAMPLE_BATCH, n) / float(np.median(seconds))
-    return np.concatenate(parts), Measurement(rate, n=min(SAMPLE_BATCH, n))
+        seconds.append(part(0)[1])
+    return np.concatenate([drawn for drawn, _ in parts]), Measurement(full / float(np.median(seconds)), n=full)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from triptych import ranks
 from triptych.data.dataset import Split
 from triptych.errors import InputError
 from triptych.evaluation.results import Measurement
@@ -51,6 +52,8 @@ def evaluate_likelihood(
 ) -> Likelihood | None:
     """log p of every item of a split, in its order, with what is known of it: exact, or a bound.
 
+    Processes that are `ranks.together` share the work.
+
     Arguments:
         model: On any device. Class-conditional models are given the split's labels: log p(x | label).
         n_importance: Draws K of the importance-weighted bound of an approximate density; 0 for the ELBO (one draw).
@@ -66,19 +69,20 @@ def evaluate_likelihood(
         return None
     if n_importance < 0 or batch_size < 1:
         raise InputError(f"n_importance is {n_importance} and batch_size {batch_size}; give at least 0 and 1.")
-    generator = Generator(model.device).manual_seed(seed)
-    parts = []
+    every = list(blocks(len(split), model.space, batch_size))
+
+    def scored(number: int) -> Tensor:
+        x, labels = read_batch(model, split, every[number])
+        if isinstance(model, TractableDensity):
+            return model.log_prob(x, labels).float().cpu()
+        generator = Generator(model.device).manual_seed(ranks.part_seed(seed, number))
+        if n_importance == 0:
+            return model.elbo(x, labels=labels, generator=generator).float().cpu()
+        chunk = max(1, _MAX_SITES // (_n_sites(model.space) * len(x)))
+        return streamed_iwae(model, x, n_importance, chunk=chunk, labels=labels, generator=generator).float().cpu()
+
     with evaluation_mode(model):
-        for block in blocks(len(split), model.space, batch_size):
-            x, labels = read_batch(model, split, block)
-            if isinstance(model, TractableDensity):
-                nats = model.log_prob(x, labels)
-            elif n_importance == 0:
-                nats = model.elbo(x, labels=labels, generator=generator)
-            else:
-                chunk = max(1, _MAX_SITES // (_n_sites(model.space) * len(x)))
-                nats = streamed_iwae(model, x, n_importance, chunk=chunk, labels=labels, generator=generator)
-            parts.append(nats.float().cpu())
+        parts = ranks.in_parts(len(every), scored)
     kind = model.kind if isinstance(model, TractableDensity) else "lower bound"
     n_samples = model.n_draws if isinstance(model, TractableDensity) else max(1, n_importance)
     return Likelihood(torch.cat(parts), kind, model.measure, n_samples)

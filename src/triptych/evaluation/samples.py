@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from triptych import ranks
 from triptych.data.dataset import Dataset, level_dtype
 from triptych.evaluation.columns import (
     FEW_ITEMS,
@@ -209,12 +210,13 @@ class SampleMeasures:
         if (blurred := _blurred(chosen, self.space, rng)) is not None:
             sets[BLURRED] = blurred
         sets[NOISE] = _noise(self.dataset, n, rng)
-        order = (TRAIN, BLURRED, COPIES, NOISE)
-        return {
-            name: self.measure(name, sets[name], remembered=fresh if name == TRAIN else None)
-            for name in order
-            if name in sets
-        }
+        names = [name for name in (TRAIN, BLURRED, COPIES, NOISE) if name in sets]
+
+        def measured(place: int) -> SampleResult:
+            name = names[place]
+            return self.measure(name, sets[name], remembered=fresh if name == TRAIN else None)
+
+        return dict(zip(names, ranks.in_parts(len(names), measured), strict=True))
 
     def show_held_out(self) -> SampleResult:
         """Held-out items, spread evenly over the split, beside their nearest training items."""

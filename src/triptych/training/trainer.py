@@ -408,11 +408,15 @@ class Trainer:
         noise: torch.Generator,
         stage: int,
     ) -> tuple[float, float]:
-        """Seconds and items of a step, over as many as take half a second, and two at least."""
+        """Seconds and items of a step, over as many as take a second, but two at least and a hundred at most."""
+        weights: list[Tensor] = [*model.parameters()]
+        averages = [weight.detach().clone() for weight in weights]
         self._synchronize()
         start, position, steps, spent = time.perf_counter(), stream.position, 0, 0.0
-        while steps < 2 or (spent < 0.5 and steps < 20):
+        while steps < 2 or (spent < 1 and steps < 100):
             self._cycle(model, phases, optimizers, stream, noise, stage=stage, progress=0.5)
+            with torch.no_grad():
+                torch._foreach_lerp_(averages, weights, 0.1)
             self._synchronize()
             steps += 1
             spent = self._from_first(time.perf_counter() - start)
@@ -420,20 +424,25 @@ class Trainer:
 
     def _seconds_beside(self, model: GenerativeModel) -> float:
         """What all validations and sample grids of a run take together: one of each is tried, on few items."""
-        n_wanted, start = self.n_validation_items, time.perf_counter()
-        seconds = 0.0
-        if self._has_likelihood() and self.config.validations:
+        n_validations: float = self.config.validations
+        if self.budget.unit == "steps":
+            n_validations = min(n_validations, self.budget.amount)
+        n_wanted, seconds = self.n_validation_items, 0.0
+        if self._has_likelihood() and n_validations:
             # Whole parts, or fewer items: what a part costs does not grow with its items in proportion.
             self.n_validation_items = n_tried = min(n_wanted, VALIDATED * self.world)
+            self.validation_nll(model)  # The first one allocates and warms up.
+            start = time.perf_counter()
             self.validation_nll(model)
             self.n_validation_items = n_wanted
-            seconds += (time.perf_counter() - start) * math.ceil(n_wanted / n_tried) * self.config.validations
+            seconds += (time.perf_counter() - start) * math.ceil(n_wanted / n_tried) * n_validations
         elif isinstance(model, Watched) and self.watch is not None:
+            start = time.perf_counter()
             x, y = self._on_device(self.watch.items, self.watch.labels)
             with torch.no_grad(), self.fabric.autocast():
                 items = model.drawn_beside(x, y, generator=torch.Generator(x.device).manual_seed(0)).cpu().numpy()
             copy.deepcopy(self.watch).look(items, 0, 0.0, {})
-            seconds += (time.perf_counter() - start) * self.config.validations
+            seconds += (time.perf_counter() - start) * n_validations
         start = time.perf_counter()
         if self.is_writer:
             self._draw_film(model)
