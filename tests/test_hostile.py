@@ -1,0 +1,36 @@
+"""Nobody is let in: every case of `hostile.py` is refused in one line, or does no harm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hostile
+import pytest
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[subprocess.Popen[str]]:
+    """A process that carries cases out; it forks one for each, which a process that has trained could not."""
+    command = [sys.executable, str(Path(hostile.__file__)), "--serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.mark.parametrize("name", sorted(hostile.CASES))
+def test_hostile(name: str, server: subprocess.Popen[str]) -> None:
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps(name) + "\n")
+    server.stdin.flush()
+    wrong = json.loads(server.stdout.readline())
+    assert not wrong, wrong
+
+
+def test_there_are_many_and_a_case_can_fail() -> None:
+    assert len(hostile.CASES) >= 200
