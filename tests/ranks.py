@@ -19,6 +19,7 @@ from triptych import load_data
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.models.registry import create_model
+from triptych.training import sharding
 from triptych.training.devices import start
 from triptych.training.trainer import Trainer
 
@@ -39,6 +40,7 @@ def train(case: dict[str, Any], folder: Path, **more: Any) -> None:
     settings = {"budget": "6steps", "batch_size": 16, "validations": 2, "log_every": 3, "warmup_steps": 2}
     config = TrainConfig(**{**settings, **case.get("settings", {}), **more})
     fabric = start(config)
+    sharding.LEAST_WEIGHTS = 0  # so that every block is one by itself
     torch.manual_seed(config.seed)
     model = create_model(case["model"], data.space, n_classes=case.get("n_classes", 0), **case.get("options", {}))
     trainer = Trainer(model, data, config, folder / case["name"], None, fabric)

@@ -108,6 +108,69 @@ def test_no_layer_sees_a_part_of_the_batch_alone(name: str) -> None:
         assert own or not isinstance(layer, nn.modules.dropout._DropoutNd | nn.modules.batchnorm._BatchNorm), layer
 
 
+class TestCutWeights:
+    """Fully sharded: each process holds a part of all weights, averages and moments."""
+
+    def test_trains_as_one_process_and_goes_on_as_one(self, tmp_path: Path) -> None:
+        names = ("vae", "ladder_vae", "vq_vae", "made", "gated_pixel_cnn", "autoencoder")
+        settings = {"strategy": "fsdp", "budget": "8steps", "checkpoint_every": "3steps"}
+        cases = [case(name, settings=settings) for name in names]
+        for each in cases:
+            train(each, tmp_path / "one")
+        done = run(2, cases, tmp_path / "many")
+        assert done.returncode == 0, done.stderr
+        for each in cases:
+            folders = tmp_path / "one" / each["name"], tmp_path / "many" / each["name"]
+            assert_close(*folders, 2e-5)
+            # What the processes saved is whole, and one alone goes on with it.
+            last, before = Checkpoints(folders[1], 1).paths()
+            assert (last.stem, before.stem) == ("step-00000008", "step-00000006")
+            last.unlink()
+            train(each, tmp_path / "many")
+            assert_close(*folders, 2e-5)
+
+    def test_goes_on_from_what_one_process_saved(self, tmp_path: Path) -> None:
+        each = case("vae", settings={"strategy": "fsdp", "budget": "8steps", "checkpoint_every": "3steps"})
+        train(each, tmp_path / "one")
+        train(each, tmp_path / "many")
+        (tmp_path / "many" / "vae" / "checkpoints" / "step-00000008.pt").unlink()
+        assert run(2, [each], tmp_path / "many").returncode == 0
+        assert_close(tmp_path / "one" / "vae", tmp_path / "many" / "vae", 2e-5)
+
+    def test_each_process_holds_its_part(self, tmp_path: Path) -> None:
+        script = tmp_path / "parts.py"
+        script.write_text(
+            """
+import torch
+from triptych import ImageSpace
+from triptych.config import TrainConfig
+from triptych.models.registry import create_model
+from triptych.training.devices import start
+from triptych.training import sharding
+fabric = start(TrainConfig(device="cpu", strategy="fsdp"))
+model = create_model("vae", ImageSpace(1, 8, 8, 4))
+n_weights = sum(p.numel() for p in model.parameters())
+model = sharding.shard(model, fabric.device)
+held = sum(p.to_local().numel() for p in model.parameters())
+with sharding.whole(model):
+    n_whole = sum(p.numel() for p in model.parameters() if not sharding.is_part(p))
+print("held", held / n_weights, n_whole / n_weights, flush=True)
+"""
+        )
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        shares = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("held")]
+        assert len(shares) == 2, done.stderr
+        for held, in_use in shares:
+            assert float(held) == pytest.approx(0.5, abs=0.02)
+            assert float(in_use) == 1
+
+    @pytest.mark.parametrize("name", ["gan", "pix2pix", "gaussian_mixture"])
+    def test_is_refused_where_it_cannot_be(self, name: str, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"strategy is 'fsdp'.*use ddp"):
+            train(case(name, settings={"strategy": "fsdp"}), tmp_path)
+
+
 class TestPieces:
     def test_accumulated_gradients_are_those_of_the_whole_batch(self, tmp_path: Path) -> None:
         for name in ("vae", "pixel_cnn", "gan", "pix2pix"):

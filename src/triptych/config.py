@@ -83,6 +83,9 @@ class TrainConfig:
     starts them too, and then knows how many."""
     nodes: int = 1
     """Machines that share each batch, each with as many devices."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share: ddp, each holds all weights; fsdp, each holds a part of weights, averages, gradients
+    and moments, for models that outgrow a GPU (not for adversarial ones)."""
     accumulate: int = 1
     """Pieces in which a process works through its part of each batch, to save memory; the weights are the same but for
     rounding (with batch normalisation, a codebook or adaptive augmentation a piece counts as a batch)."""

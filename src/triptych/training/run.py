@@ -103,7 +103,7 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path,
         part = {key: config.get(key) for key in COMPARED}
         part["data"] = {key: value for key, value in config.get("data", {}).items() if key not in ("source", "name")}
         # These change neither the weights nor what is recorded of them, or by rounding alone.
-        free = ("device", "devices", "nodes", "accumulate", "checkpoint_every", "keep", "tensorboard")
+        free = ("device", "devices", "nodes", "strategy", "accumulate", "checkpoint_every", "keep", "tensorboard")
         part["train"] = {key: value for key, value in config.get("train", {}).items() if key not in free}
         if same_versions:
             part["environment"] = {name: config.get("environment", {}).get(name) for name in VERSIONS}

@@ -45,6 +45,7 @@ from triptych.models.base import (
     Watched,
 )
 from triptych.spaces import PointSpace
+from triptych.training import sharding
 from triptych.training.checkpoints import Checkpoints
 from triptych.training.cost import Cost
 from triptych.training.devices import precision_of, start
@@ -130,8 +131,16 @@ class Trainer:
         self.checkpoint_every = Budget.parse(config.checkpoint_every)
         self.checkpoints = Checkpoints(folder, config.keep)
         self.precision = precision_of(config)
-        self.model = model.to(self.fabric.device)
-        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        if config.strategy == "fsdp" and isinstance(model, Watched | Estimated):
+            raise InputError(
+                f"strategy is 'fsdp', which {type(model).__name__} cannot take: it is for likelihoods that gradients"
+                " learn; use ddp."
+            )
+        self.is_cut = config.strategy == "fsdp" and self.world > 1
+        self.uncut = copy.deepcopy(model) if self.is_cut else model
+        """The model before its weights were cut over the processes: what the training ends with."""
+        self.ema = self._on_processes(copy.deepcopy(model).eval().requires_grad_(False))
+        self.model = self._on_processes(model)
         self.phases = self.model.phases()
         self.stages = stages_of(self.phases)
         self.stage = 0
@@ -187,6 +196,11 @@ class Trainer:
             rank=self.rank,
             world=self.world,
         )
+
+    def _on_processes(self, model: GenerativeModel) -> GenerativeModel:
+        """A model on this process's device: the whole of it, or its part of the weights."""
+        device = self.fabric.device
+        return sharding.shard(model, device) if self.is_cut else model.to(device)
 
     def _optimizer(self, phase: Phase) -> torch.optim.AdamW:
         return torch.optim.AdamW(
@@ -247,7 +261,9 @@ class Trainer:
                 self._set_global_states(states[1])
             part = batch._replace(x=x[i], labels=y[i])
             averaging = (
-                self._gradient_mean(phase).of_this_pass() if self.world > 1 and i == pieces - 1 else nullcontext()
+                self._gradient_mean(phase).of_this_pass()
+                if self.world > 1 and i == pieces - 1 and not self.is_cut
+                else nullcontext()
             )
             with (
                 parallel.sharing(self.rank * pieces + i, self.world * pieces, self.world),
@@ -287,7 +303,9 @@ class Trainer:
             TrainingStopped: If too many steps in a row were not.
         """
         limit = phase.clip_norm if self.config.clip_norm is None else self.config.clip_norm
-        norm = torch.nn.utils.get_total_norm([p.grad for p in phase.parameters if p.grad is not None])
+        norm = sharding.together(
+            torch.nn.utils.get_total_norm([p.grad for p in phase.parameters if p.grad is not None])
+        )
         if self.config.clip_norm is None and phase.clip_ratio:
             length = float(norm)
             is_finite = math.isfinite(length)
@@ -357,8 +375,8 @@ class Trainer:
         for what in damaged:
             self._say(f"{what.rstrip('.')}; the one before it is taken.")
         try:
-            self.model.load_state_dict(saved["model"])
-            self.ema.load_state_dict(saved["ema"])
+            sharding.load_weights(self.model, saved["model"])
+            sharding.load_weights(self.ema, saved["ema"])
             self.inherited, step = saved["optimizers"], saved["step"]
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             first = str(error).splitlines()[-1].strip()
@@ -371,7 +389,7 @@ class Trainer:
         """Time, memory and disk of the run, from trial steps on a copy of the model; changes nothing of the run."""
         usual = self.gradient_norms.copy()
         with torch.random.fork_rng():
-            copied = copy.deepcopy(self.model).train()
+            copied = self._on_processes(copy.deepcopy(self.uncut)).train()
             phases = copied.phases()
             optimizers = [self._optimizer(phase) for phase in phases]
             stream, noise = self._new_stream(), torch.Generator(self.fabric.device).manual_seed(0)
@@ -444,8 +462,9 @@ class Trainer:
             copy.deepcopy(self.watch).look(items, 0, 0.0, {})
             seconds += (time.perf_counter() - start) * n_validations
         start = time.perf_counter()
-        if self.is_writer:
-            self._draw_film(model)
+        with sharding.whole(model):
+            if self.is_writer:
+                self._draw_film(model)
         return seconds + (time.perf_counter() - start) * (len(FILM_AT) + 1)
 
     def _disk(self) -> int:
@@ -494,7 +513,7 @@ class Trainer:
             for optimizer, state in zip(optimizers, self.inherited, strict=True):
                 # Learning rates, betas and decay are those of the new run.
                 groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+                sharding.load_optimizer(optimizer, {"state": state["state"], "param_groups": groups})
             self.inherited = None
         records = self._records()
         self.start_time = time.perf_counter()
@@ -528,8 +547,9 @@ class Trainer:
         if self.world > 1:  # The same seed gives the same weights, but on another kind of processor not quite.
             for network in (self.model, self.ema):
                 for tensor in network.state_dict().values():
-                    with parallel.speaking():
-                        torch.distributed.broadcast(tensor, 0)
+                    if not sharding.is_part(tensor):
+                        with parallel.speaking():
+                            torch.distributed.broadcast(tensor, 0)
         return self.model.train(), optimizers
 
     def _records(self) -> Records | NoRecords:
@@ -630,8 +650,8 @@ class Trainer:
     def _next_stage(self, progress: float) -> None:
         """Begins the next stage with the weights that this one would have left; it also gets what budget is left."""
         state = self.best["state"] if self.best else self._averaged().state_dict()
-        self.model.load_state_dict(state)
-        self.ema.load_state_dict(state)
+        sharding.load_weights(self.model, state)
+        sharding.load_weights(self.ema, state)
         self.best, self.waited = None, 0
         self.stage, self.stage_began, self.stage_first_step = self.stage + 1, progress, self.step
 
@@ -762,10 +782,11 @@ class Trainer:
         model = self._drawing() if model is None else model
         while self.n_films < len(FILM_AT) and progress >= FILM_AT[self.n_films]:
             self.n_films += 1
-        if not self.is_writer:
+        with sharding.whole(model):
+            items = self._draw_film(model) if self.is_writer else None
+        if items is None:
             self._spent(start)
             return
-        items = self._draw_film(model)
         stem = self.folder / "samples" / f"step-{self.step:08d}"
         np.save(stem.with_suffix(".npy"), items)
         save_items(items, self.dataset.space, stem.with_suffix(".png"))
@@ -883,22 +904,23 @@ class Trainer:
         noise = torch.Generator(self.fabric.device)
         starts = list(range(0, len(chosen), VALIDATED))
         totals = torch.zeros(len(starts), dtype=torch.float64)
-        for place in range(self.rank, len(starts), self.world):
-            start = starts[place]
-            items, labels = split.read(chosen[start : start + VALIDATED])
-            noise.manual_seed(self.config.seed + start)  # so that no chunk's hangs on another, nor on who scores it
-            x, y = self._on_device(items, labels)
-            with self.fabric.autocast():
-                if isinstance(model, ApproximateDensity):
-                    if model.n_importance == 1:  # The ELBO, which may have its KL in closed form.
-                        nats = model.elbo(x, labels=y, generator=noise)
+        with sharding.whole(model):
+            for place in range(self.rank, len(starts), self.world):
+                start = starts[place]
+                items, labels = split.read(chosen[start : start + VALIDATED])
+                noise.manual_seed(self.config.seed + start)  # so that no chunk's hangs on another, nor on who scores it
+                x, y = self._on_device(items, labels)
+                with self.fabric.autocast():
+                    if isinstance(model, ApproximateDensity):
+                        if model.n_importance == 1:  # The ELBO, which may have its KL in closed form.
+                            nats = model.elbo(x, labels=y, generator=noise)
+                        else:
+                            nats = model.iwae(x, model.n_importance, labels=y, generator=noise)
+                    elif isinstance(model, TractableDensity):
+                        nats = model.log_prob(x, y)
                     else:
-                        nats = model.iwae(x, model.n_importance, labels=y, generator=noise)
-                elif isinstance(model, TractableDensity):
-                    nats = model.log_prob(x, y)
-                else:
-                    raise TypeError(f"{type(model).__name__} has no likelihood to validate.")
-            totals[place] = -nats.double().sum()
+                        raise TypeError(f"{type(model).__name__} has no likelihood to validate.")
+                totals[place] = -nats.double().sum()
         if self.world > 1:
             totals = totals.to(self.fabric.device)
             with parallel.speaking():
@@ -911,8 +933,16 @@ class Trainer:
         # The last good checkpoint must stand.
         if any(not math.isfinite(float(value)) for value in self.sums.values()):
             raise self._diverged("The loss")
-        if not all(bool(tensor.isfinite().all()) for tensor in self.model.parameters()):
+        if not all(bool(sharding.together(tensor.isfinite().all())) for tensor in self.model.parameters()):
             raise self._diverged("A weight")
+        averaged = self._averaged()
+        # Putting parts together takes all processes.
+        state = {
+            "model": sharding.full(self.model.state_dict()),
+            "ema": sharding.full(averaged.state_dict()),
+            "optimizers": [sharding.full(optimizer.state_dict()) for optimizer in optimizers],
+            "best": sharding.full(self.best),
+        }
         if not self.is_writer:
             self.last_checkpoint_step, self.checkpoint_time = self.step, self._seconds()
             return
@@ -927,12 +957,9 @@ class Trainer:
                 "stage": (self.stage, self.stage_began, self.stage_first_step),
                 "position": self.stream.position,
                 "seconds": self._seconds(),
-                "model": self.model.state_dict(),
-                "ema": self._averaged().state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                **state,
                 "noise": self.noise.get_state(),
                 "global_noise": self._global_states(),
-                "best": self.best,
                 "waited": self.waited,
                 "gradient_norms": self.gradient_norms,
                 "watch": self.watch.state() if self.watch else None,
@@ -949,7 +976,7 @@ class Trainer:
             },
         )
         self.last_checkpoint_step, self.checkpoint_time = self.step, self._seconds()
-        write_weights(self.folder / "model.safetensors", self.best["state"] if self.best else self.ema.state_dict())
+        write_weights(self.folder / "model.safetensors", state["best"]["state"] if self.best else state["ema"])
 
     def _restore(self, optimizers: list[Any]) -> None:
         saved, damaged = self.checkpoints.read()
@@ -959,10 +986,10 @@ class Trainer:
                 raise InputError(f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}.")
             self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
             self.stage, self.stage_began, self.stage_first_step = saved["stage"]
-            self.model.load_state_dict(saved["model"])
-            self.ema.load_state_dict(saved["ema"])
+            sharding.load_weights(self.model, saved["model"])
+            sharding.load_weights(self.ema, saved["ema"])
             for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
+                sharding.load_optimizer(optimizer, state)
             self.noise.set_state(saved["noise"])
             self._set_global_states(saved["global_noise"])
             self.best, self.waited, self.ended = saved["best"], saved["waited"], saved["ended"]
@@ -993,7 +1020,10 @@ class Trainer:
         if self.best is None:
             self._drawing()
         else:  # What a look chose had been made ready, too.
-            self.ema.load_state_dict(self.best["state"])
+            sharding.load_weights(self.ema, self.best["state"])
+        if self.is_cut:
+            self.uncut.load_state_dict(sharding.full(self.ema.state_dict()))
+            self.ema = self.uncut.to(self.fabric.device).eval()
         if isinstance(self.ema, Completed):
             items, labels = self._training_items(self.ema.max_items)
             self.ema.complete(items, labels, generator=torch.Generator().manual_seed(self.config.seed))
