@@ -56,7 +56,7 @@ ALLOWED = {
         "",
     },
     "__main__": {"cli"},
-    "": {"api", "comparison", "completion", "latent_use", "sweeping", "translation"},
+    "": {"api", "comparison", "completion", "data", "latent_use", "sweeping", "translation"},
 }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from triptych.comparison import compare, compare_runs
     from triptych.completion import complete
+    from triptych.data.download import download_data
     from triptych.errors import InputError, TrainingStopped
     from triptych.latent_use import encode, interpolate, reconstruct, traverse
     from triptych.spaces import ImageSpace, PointSpace
@@ -41,6 +42,7 @@ __all__ = [
     "compare_runs",
     "complete",
     "create_model",
+    "download_data",
     "encode",
     "estimate",
     "evaluate",
@@ -68,6 +70,7 @@ _HOME = {
     "compare": "triptych.comparison",
     "compare_runs": "triptych.comparison",
     "complete": "triptych.completion",
+    "download_data": "triptych.data.download",
     "encode": "triptych.latent_use",
     "interpolate": "triptych.latent_use",
     "reconstruct": "triptych.latent_use",

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from triptych.data.amat import holds_amat, read_amat
 from triptych.data.arrays import parts_of_arrays, read_npy, read_npz
 from triptych.data.binarize import BINARIZE, Binarize
+from triptych.data.cifar import find_cifar, read_cifar
 from triptych.data.dataset import Dataset
 from triptych.data.decode import EXTENSIONS, MAX_PIXELS, Crop
 from triptych.data.digits import read_digits
+from triptych.data.download import SETS, find_downloaded
 from triptych.data.folder import Progress, read_images
 from triptych.data.idx import holds_idx, is_idx_name, read_idx
 from triptych.data.levels import check_levels
@@ -25,6 +28,8 @@ from triptych.errors import InputError, nearest_name
 
 KNOWN_NAMES = ("digits", *POINT_SETS)
 """Sources that need no file."""
+
+_NAMES = (*KNOWN_NAMES, *SETS)
 
 IN_MEMORY = "<arrays>"
 """`Dataset.source["source"]` of arrays that were passed in memory."""
@@ -57,6 +62,9 @@ def load_data(
             - `"ring8"`, `"grid25"`, `"moons"` (2-D) or `"mixture1d"` (1-D): 10000, 2000 and 2000 points drawn with
               `seed` from a mixture of Gaussians whose density is known. A known name wins over a file of that name;
               write `./digits` for the file;
+            - `"mnist"`, `"fashion_mnist"`, `"cifar10"`, `"cifar100"` or `"binarized_mnist"`, once `download_data` has
+              fetched it; nothing is fetched here. Also the path of CIFAR's binary archive, or a folder with
+              `binarized_mnist_train.amat` and its like;
             - a folder or a .zip of images (PNG, JPEG, BMP, GIF, WebP, TIFF, PPM, PGM; of several frames the first).
               All must have one size, or give `size`. The set is grey if all its images are, else RGB; palettes are
               looked up, transparency is laid over white, EXIF orientation applied, 16-bit grey reduced to 8 bits;
@@ -135,6 +143,9 @@ def load_data(
         if isinstance(source, str) and source in KNOWN_NAMES:
             _refuse(for_files | {"levels": levels is not None and source != "digits"}, repr(source))
             parts = read_digits(levels) if source == "digits" else read_points(source, seed)
+        elif isinstance(source, str) and source in SETS:
+            _refuse(for_files, repr(source))
+            parts = _read_other(find_downloaded(source), levels)
         else:
             path, shards = _existing(source)
             name = os.path.abspath(path)  # so that the set is found again from another folder
@@ -174,13 +185,19 @@ def load_data(
 def _holds_pictures(path: Path) -> bool:
     """Whether a path is a folder or zip of image files."""
     try:
-        return path.suffix.lower() == ".zip" if path.is_file() else not holds_idx(path)
+        if find_cifar(path) is not None:
+            return False
+        return path.suffix.lower() == ".zip" if path.is_file() else not holds_idx(path) and not holds_amat(path)
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read ({error.strerror}); change its permissions.") from None
 
 
 def _read_other(path: Path, levels: int | None) -> Parts:
     suffix = path.suffix.lower()
+    if (archive := find_cifar(path)) is not None:
+        return read_cifar(archive, levels)
+    if path.is_dir() and holds_amat(path):
+        return read_amat(path, levels)
     if path.is_dir() or is_idx_name(path.name):
         return read_idx(path, levels)
     if suffix == ".npy":
@@ -205,10 +222,10 @@ def _existing(source: str | Path) -> tuple[Path, tuple[Path, list[Path]] | None]
     if text == IN_MEMORY:
         raise InputError("This set was passed as an array in memory; pass the same array again.")
     if not text or "\0" in text:
-        raise InputError(f"{text!r} is no source of data; give a known name ({', '.join(KNOWN_NAMES)}) or a path.")
+        raise InputError(f"{text!r} is no source of data; give a known name ({', '.join(_NAMES)}) or a path.")
     path = Path(text).expanduser()
     try:
-        shards = find_shards(path)
+        shards = None if find_cifar(path) is not None else find_shards(path)
         if shards is not None or path.is_file() or path.is_dir():
             return path, shards
         if path.exists():
@@ -219,8 +236,8 @@ def _existing(source: str | Path) -> tuple[Path, tuple[Path, list[Path]] | None]
     if path.parent != Path():
         hint = nearest_name(path.name, neighbours)
         raise InputError(f"There is no file or folder {text!r}.{hint}")
-    hint = nearest_name(text, [*KNOWN_NAMES, *neighbours])
-    raise InputError(f"{text!r} is neither a known set ({', '.join(KNOWN_NAMES)}) nor a file or folder.{hint}")
+    hint = nearest_name(text, [*_NAMES, *neighbours])
+    raise InputError(f"{text!r} is neither a known set ({', '.join(_NAMES)}) nor a file or folder.{hint}")
 
 
 def _refuse(arguments: dict[str, bool], what: str) -> None:
