@@ -225,17 +225,24 @@ class Models:
 
 @dataclass(frozen=True)
 class Data:
-    """Show what a source holds and what was repaired, and draw it: triptych data show digits"""
+    """Show what a source holds and what was repaired, and draw it: triptych data show digits; or fetch a known set"""
 
-    action: Positional[Literal["show"]]
-    """What to do."""
+    action: Positional[Literal["show", "download"]]
+    """show: describe the data and draw them. download: fetch a known set, so that its name is a source."""
     source: Source
-    """Data to show."""
+    """Data to show; or what to download: mnist, fashion_mnist, cifar10, cifar100, binarized_mnist."""
     out: Path | None = None
-    """PNG file for a picture of the training data; by default data-NAME.png."""
+    """With show: PNG file for a picture of the training data; by default data-NAME.png."""
+    to: Path | None = None
+    """With download: folder to make the set's folder in; by default $TRIPTYCH_HOME or ~/.cache/triptych."""
     data: OmitArgPrefixes[DataConfig] = DataConfig()
 
     def run(self) -> None:
+        if self.action == "download":
+            self._download()
+            return
+        if self.to is not None:
+            raise InputError("--to is where data download puts a set; data show takes --out.")
         from triptych.data.show import describe, draw
 
         dataset = load_source(self.source, self.data)
@@ -243,3 +250,23 @@ class Data:
         out = self.out or Path(f"data-{dataset.name}.png")
         draw(dataset, out)
         print(f"picture   {out}")
+
+    def _download(self) -> None:
+        from triptych.data.download import cache_folder, download_data
+
+        if self.out is not None or self.data != DataConfig():
+            raise InputError("data download takes --to and nothing else; settings of reading go with what reads it.")
+        on_terminal = sys.stderr.isatty()
+        try:
+            folder = download_data(self.source, self.to, progress=_tell_progress if on_terminal else None)
+        finally:
+            if on_terminal:
+                print(file=sys.stderr)
+        how = "" if folder.parent == cache_folder() else f"; give this path, or set TRIPTYCH_HOME={folder.parent}"
+        print(f"{self.source} -> {folder}{how}")
+
+
+def _tell_progress(file: str, n_here: int, n_bytes: int) -> None:
+    """A line on a terminal, written over and over."""
+    line = f"{file}: {n_here / 2**20:.1f} of {n_bytes / 2**20:.1f} MiB"
+    print(f"\r{line:60}", end="", file=sys.stderr, flush=True)
