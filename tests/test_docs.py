@@ -108,8 +108,10 @@ class TestReadme:
     @pytest.mark.slow
     def test_the_commands_run_one_after_the_other(self, tmp_path: Path) -> None:
         home = {**os.environ, "PYTHONPATH": "", "COLUMNS": "120"}
-        for arguments in [demo_command(), *triptych_commands("README.md")]:
-            command = [sys.executable, "-m", "triptych", *shortened(arguments)]
+        shared = {"torchrun": ["-m", "torch.distributed.run"], "triptych": ["-m", "triptych"]}
+        lines = [shlex.split(line) for line in commands("README.md") if line.split()[0] in shared]
+        for program, *arguments in [["triptych", *demo_command()], *lines]:
+            command = [sys.executable, *shared[program], *shortened(arguments)]
             done = subprocess.run(command, cwd=tmp_path, env=home, capture_output=True, text=True, check=False)
             assert done.returncode == 0, f"{shlex.join(arguments)}\n{done.stderr}"
         for made in (
@@ -120,6 +122,8 @@ class TestReadme:
             "runs/compare-moons/table.csv",
             "sevens.png",
             "runs/compare-drawn/report.html",
+            "runs/finer/summary.json",
+            "shared.npz",
         ):
             assert (tmp_path / made).is_file(), made
 
