@@ -4,7 +4,7 @@ PIP = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 # Two cores are what the demo and the tests are planned for; torch takes all it sees otherwise.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow chaos check format docs clean
+.PHONY: demo test test-slow chaos soak check format docs clean
 
 demo: .venv/installed
 	.venv/bin/triptych compare digits --budget 30s
@@ -18,6 +18,10 @@ test-slow: .venv/installed-dev
 # Trainings killed at random moments, and at every write, must end as if nobody had.
 chaos: .venv/installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/python tests/chaos.py --kills 50 --every-write vae $(ARGS)
+
+# Trains, kills, resumes, draws and evaluates for half an hour; memory and open files must not grow.
+soak: .venv/installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/python tests/soak.py --minutes 30 $(ARGS)
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .
