@@ -559,6 +559,7 @@ class TestCommand:
         monkeypatch.delenv("TRIPTYCH_HOME")
         monkeypatch.setenv("HOME", "/a/home")
         assert download.cache_folder() == Path("/a/home/.cache/triptych")
+        assert refusal("mnist", Path("~nobody-of-this-name/x")).startswith("There is no home folder for '~nobody")
 
 
 Member = tuple[str, bytes]

@@ -105,12 +105,14 @@ def cache_folder() -> Path:
     Raises:
         InputError: If there is no home folder either.
     """
-    if given := os.environ.get("TRIPTYCH_HOME"):
-        return Path(given).expanduser().absolute()
+    return _folder(os.environ.get("TRIPTYCH_HOME") or "~/.cache/triptych", "set TRIPTYCH_HOME to a folder")
+
+
+def _folder(text: str | Path, else_do: str) -> Path:
     try:
-        return Path.home() / ".cache" / "triptych"
-    except RuntimeError:
-        raise InputError("There is no home folder to keep data in; set TRIPTYCH_HOME to a folder.") from None
+        return Path(text).expanduser().absolute()
+    except RuntimeError:  # of an unknown user
+        raise InputError(f"There is no home folder for {str(text)!r}; {else_do}.") from None
 
 
 def find_downloaded(name: str) -> Path:
@@ -147,7 +149,7 @@ def download_data(name: str, to: str | Path | None = None, *, progress: Progress
     """
     if name not in SETS:
         raise InputError(f"{name!r} cannot be downloaded; these can: {', '.join(SETS)}.{nearest_name(name, SETS)}")
-    folder = (cache_folder() if to is None else Path(to).expanduser().absolute()) / name
+    folder = (cache_folder() if to is None else _folder(to, "give the whole path with --to")) / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _held(folder, name):
