@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -45,7 +46,7 @@ from triptych.models.registry import PANELS, create_model, find_models, model_cl
 from triptych.sampling.autoregressive import Sampler, Warp
 from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.cost import Cost
-from triptych.training.files import read_json, write_json
+from triptych.training.files import read_summary, write_json
 from triptych.training.lock import RunLock
 from triptych.training.run import check_same, read_config, read_run, run_config
 
@@ -65,6 +66,7 @@ __all__ = [
 ]
 
 TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+_READ_AGAIN = inspect.signature(load_data).parameters.keys() - {"labels", "progress"}
 
 
 def list_models(panel: str | None = None) -> list[str]:
@@ -146,7 +148,7 @@ def fit(
             check_same(saved, config, folder, same_versions=not is_finished)
             if is_finished:
                 if console:
-                    ended = read_json(folder / "summary.json")["reason"]
+                    ended = read_summary(folder)["reason"]
                     console.print(f"{folder} is finished ({ended}); nothing to do.", markup=False, highlight=False)
                 return load(folder)
             origin = Path(saved["forked_from"]) if "forked_from" in saved else None
@@ -290,6 +292,8 @@ def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
     source = config["data"]["source"]
     if source.get("source", IN_MEMORY) == IN_MEMORY:
         raise InputError(f"{run} was trained on arrays in memory; give the data.")
+    if unknown := next((key for key in source if key not in _READ_AGAIN), None):
+        raise InputError(f"{run}/config.json is not the configuration of a run (data.source has {unknown!r}).")
     data = load_data(**source)
     if data.checksum != config["data"]["checksum"]:
         raise InputError(
@@ -681,7 +685,7 @@ def _short_name(run: Path, others: Sequence[Path]) -> str:
 
 
 def _cost_of(run: Path) -> TrainingCost:
-    summary = read_json(run / "summary.json")
+    summary = read_summary(run)
     return TrainingCost(summary["seconds"], summary["n_images_seen"], summary["n_parameters"])
 
 

@@ -27,10 +27,10 @@ from triptych.report.content import PanelContent, ReportContent, TradeOff
 from triptych.report.page import write_report
 from triptych.report.table import print_table, write_table
 from triptych.sizing import options_of_size
-from triptych.spaces import ImageSpace
-from triptych.training.files import Records, read_json
+from triptych.spaces import ImageSpace, Space, space_from_dict
+from triptych.training.files import Records, read_summary
 from triptych.training.progress import duration
-from triptych.training.run import environment
+from triptych.training.run import environment, read_config
 
 SHOWN = 64
 """Samples of each model on the page."""
@@ -228,10 +228,10 @@ def compare_runs(
         verbose=verbose,
     )
     evaluation = dataclasses.replace(evaluation, notes=(*notes, *evaluation.notes))
-    out.mkdir(parents=True, exist_ok=True)
-    write_table(evaluation.table, out)
     protocol = _protocol(groups, dataset, seed, complete=not notes)
     content = _content(evaluation, dataset, groups, command or _report_command(runs, out), protocol)
+    out.mkdir(parents=True, exist_ok=True)
+    write_table(evaluation.table, out)
     write_report(content, out / "report.html")
     console = Console(quiet=not verbose)
     print_table(evaluation.table, console)
@@ -276,7 +276,7 @@ def _folders_with(file: str, folder: Path) -> list[Path]:
 def _seed_of(run: Path) -> int:
     """The seed of a training; 0 of what is no run, which measuring refuses."""
     try:
-        seed = read_json(run / "config.json")["train"]["seed"]
+        seed = read_config(run)["train"]["seed"]
     except (InputError, KeyError, TypeError):
         return 0
     return seed if isinstance(seed, int) else 0
@@ -340,13 +340,11 @@ def _trade_offs(table: Table, data: Dataset) -> tuple[TradeOff, ...]:
 
 def _panel(name: str, evaluation: Evaluation, runs: Sequence[Path]) -> PanelContent:
     run = runs[0]
-    config, summary = read_json(run / "config.json"), read_json(run / "summary.json")
+    config, summary = read_config(run), read_summary(run)
     records = Records.read(run / "metrics.jsonl")
-    film = [
-        (record["elapsed_seconds"], np.load(run / record["file"], allow_pickle=False))
-        for record in records
-        if record.get("event") == "samples" and (run / record["file"]).is_file()
-    ]
+    space = space_from_dict(config["space"])
+    shown = [record for record in records if record.get("event") == "samples"]
+    film = [(record["elapsed_seconds"], _drawn(run, record, space)) for record in shown if _is_drawn(run, record)]
     facts = {
         "Parameters": f"{summary['n_parameters']:,}",
         "Training": f"{duration(summary['seconds'])}, {summary['steps']:,} steps, {summary['n_images_seen']:,} items",
@@ -374,9 +372,30 @@ def _panel(name: str, evaluation: Evaluation, runs: Sequence[Path]) -> PanelCont
     )
 
 
+def _is_drawn(run: Path, record: Mapping[str, Any]) -> bool:
+    """Whether a record of samples names a file that is there, in the run's own folder of samples."""
+    file = record.get("file")
+    return isinstance(file, str) and Path(file).parent == Path("samples") and (run / file).is_file()
+
+
+def _drawn(run: Path, record: Mapping[str, Any], space: Space) -> np.ndarray:
+    """The samples of a record.
+
+    Raises:
+        InputError: If the file holds something else.
+    """
+    path = run / record["file"]
+    try:
+        samples = np.load(path, mmap_mode="r", allow_pickle=False)
+        space.check(samples, "samples")
+        return np.array(samples)
+    except Exception as error:  # a damaged file makes NumPy raise nearly anything
+        raise InputError(f"{path} does not hold samples of the run ({error}); remove it.") from None
+
+
 def _protocol(groups: Mapping[str, Sequence[Path]], data: Dataset, seed: int, *, complete: bool) -> tuple[str, ...]:
     """How it was done, a sentence each; where it is not complete, the notes say what is missing."""
-    configs = {name: [read_json(run / "config.json")["train"] for run in runs] for name, runs in groups.items()}
+    configs = {name: [read_config(run)["train"] for run in runs] for name, runs in groups.items()}
     every = [train for several in configs.values() for train in several]
     budgets = list(dict.fromkeys(train["budget"] for train in every))
     seeds = {name: ", ".join(str(train["seed"]) for train in several) for name, several in configs.items()}
@@ -400,9 +419,7 @@ def _protocol(groups: Mapping[str, Sequence[Path]], data: Dataset, seed: int, *,
         protocol.append(f"Settings that differ from the defaults: {changed}.")
     items = max(train["validation_items"] for train in every)
     estimated = [
-        name
-        for name, several in groups.items()
-        if issubclass(model_class(read_json(several[0] / "config.json")["model"]), Estimated)
+        name for name, several in groups.items() if issubclass(model_class(read_config(several[0])["model"]), Estimated)
     ]
     if max(map(len, configs.values())) > 1:
         protocol.append(

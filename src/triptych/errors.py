@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_LETTERS = 1000  # of a message; a name can be as long as a file
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used. The message names it and says what to do (exit code 2)."""
@@ -16,6 +18,17 @@ class TrainingStopped(RuntimeError):
 
 class TrainingInterrupted(TrainingStopped):
     """The user, or the system, asked the training to stop; its last step is saved."""
+
+
+def printable(text: str) -> str:
+    """The text with everything but letters, signs and blanks as Python writes it: no name can steer a terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def one_line(error: object) -> str:
+    """An error as one line that a person can read, whatever names it holds."""
+    text = printable(str(error))
+    return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS // 2]} ... {text[-_MOST_LETTERS // 2 :]}"
 
 
 def nearest_name(word: str, names: Iterable[str]) -> str:

@@ -12,6 +12,9 @@ from typing import Any
 
 from triptych.errors import InputError
 
+MAX_DIMS = 192_000_000
+"""Sub-pixels of the largest image that is read: 64 megapixels in colour."""
+
 
 @dataclass(frozen=True)
 class ImageSpace:
@@ -33,14 +36,17 @@ class ImageSpace:
     """RGB colour (0 .. 255) of each level, for palette images."""
 
     def __post_init__(self) -> None:
-        for field in ("channels", "height", "width"):
-            if getattr(self, field) < 1:
-                raise InputError(f"ImageSpace.{field} is {getattr(self, field)}; it must be at least 1.")
+        for field in ("channels", "height", "width", "levels"):
+            _check_whole(f"ImageSpace.{field}", getattr(self, field))
+        if self.n_dims > MAX_DIMS:
+            raise InputError(f"ImageSpace.shape is {self.shape}; at most {MAX_DIMS} sub-pixels can be modelled.")
         if not 2 <= self.levels <= 65536:
             raise InputError(f"ImageSpace.levels is {self.levels}; it must be between 2 and 65536.")
         if self.palette is not None:
             if self.channels != 1:
                 raise InputError(f"A palette image has one channel, not {self.channels}.")
+            if not isinstance(self.palette, tuple) or not all(_is_colour(colour) for colour in self.palette):
+                raise InputError("ImageSpace.palette holds something else than colours; give triples of 0 .. 255.")
             if len(self.palette) != self.levels:
                 raise InputError(f"The palette has {len(self.palette)} colours but ImageSpace.levels is {self.levels}.")
 
@@ -91,12 +97,13 @@ class PointSpace:
     """Root mean square distance of a coordinate from its mean over the training data, one for all coordinates."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise InputError(f"PointSpace.dim is {self.dim}; it must be at least 1.")
+        _check_whole("PointSpace.dim", self.dim)
         if self.center is not None and len(self.center) != self.dim:
             raise InputError(f"PointSpace.center has {len(self.center)} coordinates; dim is {self.dim}.")
-        if not (self.scale > 0 and math.isfinite(self.scale)):
-            raise InputError(f"PointSpace.scale is {self.scale}; it must be positive and finite.")
+        if self.center is not None and not all(isinstance(c, int | float) and math.isfinite(c) for c in self.center):
+            raise InputError(f"PointSpace.center is {self.center}; it must be finite numbers.")
+        if not (isinstance(self.scale, int | float) and self.scale > 0 and math.isfinite(self.scale)):
+            raise InputError(f"PointSpace.scale is {self.scale!r}; it must be positive and finite.")
 
     @property
     def shape(self) -> tuple[int]:
@@ -124,6 +131,15 @@ class PointSpace:
 Space = ImageSpace | PointSpace
 
 
+def _check_whole(field: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{field} is {value!r}; it must be a whole number, at least 1.")
+
+
+def _is_colour(colour: Any) -> bool:
+    return isinstance(colour, tuple) and len(colour) == 3 and all(type(c) is int and 0 <= c <= 255 for c in colour)
+
+
 def space_to_dict(space: Space) -> dict[str, Any]:
     """The space as plain values for a JSON file; `space_from_dict` reads it back."""
     return {"kind": "image" if isinstance(space, ImageSpace) else "point", **asdict(space)}
@@ -134,11 +150,11 @@ def space_from_dict(values: dict[str, Any]) -> Space:
     values = dict(values)
     kind = values.pop("kind")
     if kind == "image":
-        if values.get("palette") is not None:
-            values["palette"] = tuple(tuple(colour) for colour in values["palette"])
+        if isinstance(values.get("palette"), list):
+            values["palette"] = tuple(tuple(c) if isinstance(c, list) else c for c in values["palette"])
         return ImageSpace(**values)
     if kind == "point":
-        if values.get("center") is not None:
+        if isinstance(values.get("center"), list):
             values["center"] = tuple(values["center"])
         return PointSpace(**values)
     raise InputError(f"A space of kind {kind!r} is unknown; it must be 'image' or 'point'.")

@@ -14,7 +14,7 @@ import numpy as np
 from triptych import api
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped
-from triptych.training.files import read_json, write_json
+from triptych.training.files import read_summary, write_json
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def sweep(
         except TrainingStopped as stop:
             trials.append(Trial(changed, name, None, (str(stop),)))
             continue
-        summary = read_json(run / "summary.json")
+        summary = read_summary(run)
         has_nll = summary["best_nll"] is not None
         score = summary["best_nll"] if has_nll else summary["best_distance"]
         if score is None:

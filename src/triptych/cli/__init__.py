@@ -19,7 +19,7 @@ from triptych.cli.drawing import Complete, Sample, Translate
 from triptych.cli.latents import Encode, Interpolate, Reconstruct, Traverse
 from triptych.cli.measuring import Evaluate, Exhibit, Probe, Report, Score, Theory
 from triptych.cli.training import Compare, Data, Fit, Models, Sweep
-from triptych.errors import InputError, TrainingStopped
+from triptych.errors import InputError, TrainingStopped, one_line
 
 VERBS: dict[str, type] = {
     "fit": Fit,
@@ -87,7 +87,7 @@ def parse(arguments: Sequence[str]) -> Any:
     except SystemExit as stop:
         if stop.code:
             verb_name = f"{arguments[0]} " if arguments and arguments[0] in VERBS else ""
-            print(f"triptych: {_one_line(box.getvalue(), verb_name)}", file=sys.stderr)
+            print(f"triptych: {one_line(_one_line(box.getvalue(), verb_name))}", file=sys.stderr)
         raise
 
 
@@ -102,10 +102,10 @@ def main() -> None:
     try:
         _run(verb)
     except InputError as error:
-        print(f"triptych: {error}", file=sys.stderr)
+        print(f"triptych: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except TrainingStopped as error:
-        print(f"triptych: {error}", file=sys.stderr)
+        print(f"triptych: {one_line(error)}", file=sys.stderr)
         raise SystemExit(3) from None
     except KeyboardInterrupt:
         print("triptych: interrupted", file=sys.stderr)
@@ -114,7 +114,7 @@ def main() -> None:
         sys.stderr.close()
         raise SystemExit(0) from None
     except (OSError, MemoryError) as error:
-        print(f"triptych: {_say(error)}", file=sys.stderr)
+        print(f"triptych: {one_line(_say(error))}", file=sys.stderr)
         raise SystemExit(2) from None
     except RuntimeError as error:
         if "alloc" not in str(error) and "out of memory" not in str(error):

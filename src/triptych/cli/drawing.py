@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from triptych.cli.words import (
     Run,
     parse_items,
+    say,
     tell_notes,
 )
 from triptych.config import DataConfig
@@ -67,7 +68,7 @@ class Sample:
             animate=self.animate,
             **dataclasses.asdict(self.draw),
         )
-        print(f"{self.n} samples -> {self.out}")
+        say(f"{self.n} samples -> {self.out}")
         tell_how(self.draw, self.animate, "p(x)", self.truncation)
 
 
@@ -123,8 +124,8 @@ class Complete:
             **dataclasses.asdict(self.draw),
         )
         tell_notes(originals.notes)
-        print("\n".join(done.describe(originals.names)))
-        print(f"{self.n} completions each of {len(originals.images)} images -> {self.out}")
+        say("\n".join(done.describe(originals.names)))
+        say(f"{self.n} completions each of {len(originals.images)} images -> {self.out}")
         tell_how(self.draw, self.animate, "p(rest | kept)")
 
 
@@ -167,9 +168,9 @@ class Translate:
         labels = labelled.labels if model.n_classes else None
         done = translate(model, originals.images, n=self.n, labels=labels, seed=self.seed, out=self.out)
         tell_notes(originals.notes)
-        print("\n".join(done.describe(originals.names)))
+        say("\n".join(done.describe(originals.names)))
         shown = f" (the first {MAX_ROWS} shown)" if self.out.suffix == ".png" and len(done.images) > MAX_ROWS else ""
-        print(f"{self.n} answers each to {len(done.images)} images{shown} -> {self.out}")
+        say(f"{self.n} answers each to {len(done.images)} images{shown} -> {self.out}")
 
 
 def tell_how(draw: DrawConfig, animate: Path | None, of: str, truncation: float | None = None) -> None:
@@ -178,6 +179,6 @@ def tell_how(draw: DrawConfig, animate: Path | None, of: str, truncation: float 
     from triptych.sampling.autoregressive import Warp
 
     if animate is not None:
-        print(f"animation -> {animate}")
+        say(f"animation -> {animate}")
     if comment := describe_warp(Warp(draw.temperature, draw.top_k, draw.top_p), of, truncation=truncation):
-        print(comment)
+        say(comment)

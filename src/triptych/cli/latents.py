@@ -12,6 +12,7 @@ from triptych.cli.words import (
     Run,
     parse_ends,
     parse_items,
+    say,
     tell_notes,
 )
 from triptych.config import DataConfig
@@ -52,7 +53,7 @@ class Encode:
         split = latent_use.with_label(model, chosen.split, self.label)
         z = latent_use.encode(model, split, sample=self.sample, seed=self.seed, out=self.out, indices=chosen.indices)
         tell_notes(chosen.notes)
-        print(f"{len(z):,} {'draws' if self.sample else 'means'} of {model.n_latents} latents -> {self.out}")
+        say(f"{len(z):,} {'draws' if self.sample else 'means'} of {model.n_latents} latents -> {self.out}")
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class Reconstruct:
         split = latent_use.with_label(model, chosen.split, self.label)
         done = latent_use.reconstruct(model, split, seed=self.seed, out=self.out)
         tell_notes(chosen.notes)
-        print("\n".join(done.describe(chosen.names)))
-        print(f"{len(done.items)} reconstructions -> {self.out}")
+        say("\n".join(done.describe(chosen.names)))
+        say(f"{len(done.items)} reconstructions -> {self.out}")
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,8 @@ class Interpolate:
         )
         tell_notes(notes)
         why = "z is standard normal under the model" if done.path == "spherical" else "z has no normal prior"
-        print(f"{done.path} interpolation: {why}")
-        print(f"{n} x {self.steps} items between {'latents drawn' if first is None else 'items'} -> {self.out}")
+        say(f"{done.path} interpolation: {why}")
+        say(f"{n} x {self.steps} items between {'latents drawn' if first is None else 'items'} -> {self.out}")
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,8 @@ class Traverse:
         )
         tell_notes(notes)
         if why:
-            print(why)
+            say(why)
         for dim, way in zip(dims, ("left to right", "top to bottom"), strict=False):
-            print(f"latent {dim}: {-self.extent:g} .. {self.extent:g} from {way}")
+            say(f"latent {dim}: {-self.extent:g} .. {self.extent:g} from {way}")
         rows, columns = done.items.shape[:2]
-        print(f"{rows} x {columns} items -> {self.out}")
+        say(f"{rows} x {columns} items -> {self.out}")

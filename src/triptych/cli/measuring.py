@@ -17,6 +17,7 @@ from triptych.cli.words import (
     Source,
     load_source,
     parse_items,
+    say,
     tell_notes,
 )
 from triptych.config import DataConfig, MeasureConfig, TrainConfig
@@ -80,14 +81,14 @@ class Score:
         else:
             likelihood = api.score(model, split, n_importance=self.importance_samples)
         for key, value in summarise(likelihood, model.space).items():
-            print(f"{key}  {value.text('lower')} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
+            say(f"{key}  {value.text('lower')} {value.interval}  ({value.kind}, {value.measure}, n = {value.n:,})")
         if isinstance(model, ApproximateDensity) and isinstance(model.space, ImageSpace):
             bits = -float(likelihood.nats.double().mean()) / math.log(2)
             how = " (bits back)" if model.has_normal_prior else ""  # A code without choice has nothing to give back.
-            print(f"as a code{how}: {bits:,.1f} bits per image on average")
+            say(f"as a code{how}: {bits:,.1f} bits per image on average")
         if self.out is not None:
             api.write_scores(likelihood, self.out)
-            print(f"{len(likelihood.nats):,} values -> {self.out}")
+            say(f"{len(likelihood.nats):,} values -> {self.out}")
 
     def _anneal(self, model: GenerativeModel, valid: Split, split: Split) -> Likelihood:
         """Scores by annealing, and tells how far off it can be by what it misses on data of the model's own."""
@@ -103,14 +104,14 @@ class Score:
             target, likelihood = model, evaluate_annealed(model, split, settings=settings)
         elif isinstance(model, ImplicitDensity):
             found = evaluate_observed(model, valid, split, settings=settings)
-            print(found.describe(model.space))
+            say(found.describe(model.space))
             target, likelihood = observed(model, found.sigma), found.likelihood
         else:
             raise InputError(f"--annealed is for models with latents; {type(model).__name__} has none.")
         generator = torch.Generator(model.device).manual_seed(1)
         n = min(len(split), N_BRACKET)
         gap = bracket(target, n, settings=settings, generator=generator).gap
-        print(f"On {n} items drawn from the model annealing misses {gap:.2f} nats at most (mean).")
+        say(f"On {n} items drawn from the model annealing misses {gap:.2f} nats at most (mean).")
         return likelihood
 
     def _parzen(self, model: GenerativeModel, valid: Split, split: Split) -> Likelihood:
@@ -122,8 +123,8 @@ class Score:
             raise InputError(f"--parzen is for models without a likelihood; {type(model).__name__} has one.")
         found = evaluate_parzen(model, valid, split, n_samples=self.parzen)
         unit = "where levels run from 0 to 1" if isinstance(model.space, ImageSpace) else "in units of the data's scale"
-        print(f"{float(found.unit_nats.mean()):.1f} nats {unit}; bandwidth {found.bandwidth:.3g} of these")
-        print(PARZEN_WARNING)
+        say(f"{float(found.unit_nats.mean()):.1f} nats {unit}; bandwidth {found.bandwidth:.3g} of these")
+        say(PARZEN_WARNING)
         return found.likelihood
 
 
@@ -154,7 +155,7 @@ class Evaluate:
         evaluation = self._measure_samples() if self.samples or self.reference else self._measure_runs()
         if self.json:
             facts = {"notes": evaluation.notes, "memory": evaluation.memory}
-            print(json.dumps(evaluation.table.to_dict() | facts, indent=2, ensure_ascii=False))
+            say(json.dumps(evaluation.table.to_dict() | facts, indent=2, ensure_ascii=False))
             return
         from rich.console import Console
 
@@ -162,7 +163,7 @@ class Evaluate:
 
         print_table(evaluation.table, Console())
         for line in (*evaluation.memory.values(), *evaluation.notes):
-            print(line)
+            say(line)
 
     def _measure_runs(self) -> Evaluation:
         from triptych import api
@@ -273,7 +274,7 @@ class Probe:
                 seed=self.seed,
                 progress=tell,
             )
-        print(json.dumps(found.to_dict(), indent=2) if self.json else "\n".join(describe(found)))
+        say(json.dumps(found.to_dict(), indent=2) if self.json else "\n".join(describe(found)))
 
 
 @dataclass(frozen=True)
@@ -293,8 +294,8 @@ class Exhibit:
         from triptych.exhibits import holes
 
         for codes in holes(load_source(self.source, self.data), out=self.out, **self.train.to_dict()):
-            print(codes.describe())
-        print(f"figure -> {self.out}")
+            say(codes.describe())
+        say(f"figure -> {self.out}")
 
 
 @dataclass(frozen=True)
@@ -315,4 +316,4 @@ class Theory:
 
         names = [] if self.only is None else [name.strip() for name in self.only.split(",")]
         demonstrate(self.out, only=names, seed=self.seed, quick=self.quick)
-        print(f"figures and theory.json -> {self.out}")
+        say(f"figures and theory.json -> {self.out}")

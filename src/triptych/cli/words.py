@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import Positional, arg
 
 from triptych.config import DataConfig
-from triptych.errors import InputError
+from triptych.errors import InputError, one_line, printable
 
 if TYPE_CHECKING:
     from triptych.data.dataset import Dataset
@@ -56,7 +56,7 @@ def parse_values(text: str) -> list[Any]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last of what is nested too deeply
         return text
 
 
@@ -80,7 +80,13 @@ def parse_ends(text: str) -> list[int | str]:
 def tell_notes(notes: Sequence[str]) -> None:
     """Prints what a person should know besides the result."""
     for note in notes:
-        print(f"triptych: {note}", file=sys.stderr)
+        print(f"triptych: {one_line(note)}", file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Prints lines of text, with whatever would steer the terminal in the names that they hold made visible."""
+    for line in text.split("\n"):
+        print(printable(line))
 
 
 def load_source(source: str, config: DataConfig) -> Dataset:

@@ -11,7 +11,7 @@ import numpy as np
 
 from triptych.data.binarize import Binarize, Binarized, binarize_splits, check_intensities, describe_binarize
 from triptych.data.dataset import Dataset, Split, Subset, checksum_of, is_large, point_space_of, split_positions
-from triptych.errors import InputError
+from triptych.errors import InputError, printable
 from triptych.spaces import Space
 
 
@@ -142,7 +142,7 @@ def dataset_of(
         else:
             measured = ordered
     return Dataset(
-        name=parts.name,
+        name=printable(parts.name),
         space=space or point_space_of(ordered["train"].items),
         **ordered,
         class_names=parts.class_names,

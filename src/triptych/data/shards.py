@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from triptych.data.dataset import LARGE_BYTES
 from triptych.data.decode import EXTENSIONS, Crop, Recipe, UnreadableImage
 from triptych.data.folder import PARTS, Order, Progress, images_of
 from triptych.data.parts import Parts, name_labels
-from triptych.data.store import Store, is_hidden
+from triptych.data.store import Store, is_hidden, leads_within
 from triptych.errors import InputError
 
 MAX_SHARDS = 1_000_000
@@ -56,11 +57,18 @@ def find_shards(source: Path) -> tuple[Path, list[Path]] | None:
                 if PurePosixPath(name).suffix.lower() in EXTENSIONS and not is_hidden(name):
                     return None
                 if _is_tar(name) and not is_hidden(name):
-                    found.append(Path(folder, name))
+                    found.append(path := Path(folder, name))
+                    if path.is_symlink() and not leads_within(path, source.resolve()):
+                        raise InputError(
+                            f"{str(path)!r} is a link out of the folder; put the file itself in its place."
+                        )
         return (source, sorted(found)) if found else None
     if "{" not in text:
         return None
-    paths = sorted({Path(path) for path in _expanded(text, text)})
+    names = set(itertools.islice(_expanded(text, text), MAX_SHARDS + 1))
+    if len(names) > MAX_SHARDS:
+        raise InputError(f"{text!r} names more than {MAX_SHARDS} shards; give fewer.")
+    paths = sorted(map(Path, names))
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(f"{text!r} names {len(paths)} shards, of which {len(missing)} are not there: {missing[0]}.")

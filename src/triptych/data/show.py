@@ -10,7 +10,7 @@ from PIL import Image
 
 from triptych.data.dataset import Dataset
 from triptych.data.pictures import image_grid, save_points
-from triptych.errors import InputError
+from triptych.errors import InputError, printable
 from triptych.spaces import ImageSpace
 
 _N_CLASSES_TOLD = 40
@@ -60,8 +60,8 @@ def _histogram(dataset: Dataset) -> list[str]:
 
 
 def _short(name: str, width: int) -> str:
-    printable = name if name.isprintable() else repr(name)[1:-1]
-    return printable if len(printable) <= width else printable[: width - 3] + "..."
+    name = printable(name)
+    return name if len(name) <= width else name[: width - 3] + "..."
 
 
 def draw(dataset: Dataset, path: str | Path, n: int = 64) -> None:

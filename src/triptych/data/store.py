@@ -10,14 +10,14 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from triptych.data.decode import EXTENSIONS, UnreadableImage
 from triptych.errors import InputError
 
 MAX_FILE_BYTES = 512 * 2**20
-MAX_ZIP_ENTRIES = 5_000_000
+MAX_ZIP_ENTRIES = 2_000_000
 
 
 class Store(ABC):
@@ -57,12 +57,20 @@ class NamedStore(Store):
         return self.read(self.names[position])
 
     def _list(self, name: str) -> None:
-        (self.names if PurePosixPath(name).suffix.lower() in EXTENSIONS else self.others).append(name)
+        (self.names if os.path.splitext(name)[1].lower() in EXTENSIONS else self.others).append(name)
 
 
 def is_hidden(part: str) -> bool:
     """Whether a file or folder is passed over by its name."""
     return (part.startswith(".") and part != ".") or part == "__MACOSX"
+
+
+def leads_within(link: Path, real_root: Path) -> bool:
+    """Whether a link leads to a place within a folder; one that leads to itself leads nowhere."""
+    try:
+        return link.resolve().is_relative_to(real_root)
+    except (OSError, RuntimeError):
+        return False
 
 
 class FolderStore(NamedStore):
@@ -89,7 +97,7 @@ class FolderStore(NamedStore):
                 if is_hidden(name):
                     continue
                 path = Path(folder, name)
-                if path.is_symlink() and not path.resolve().is_relative_to(real_root):
+                if path.is_symlink() and not leads_within(path, real_root):
                     raise InputError(f"{str(path)!r} is a link out of the folder; put the file itself in its place.")
                 self._list(path.relative_to(root).as_posix())
         self.names.sort()
@@ -113,6 +121,26 @@ class FolderStore(NamedStore):
             raise UnreadableImage(error.strerror or type(error).__name__) from None
 
 
+def _count_entries(path: Path) -> int:
+    """Entries in the directory at a zip's end, counted without reading them: each takes half a kilobyte once read."""
+    with path.open("rb") as file:
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - 2**16 - 100))
+        tail = file.read()
+        end = tail.rfind(b"PK\5\6")
+        if end < 0 or len(tail) < end + 16:
+            return 0
+        n_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
+        if tail[max(0, end - 76) :].startswith(b"PK\6\6"):  # of large zips
+            n_bytes = int.from_bytes(tail[end - 36 : end - 28], "little")
+        file.seek(max(0, length - n_bytes - 2**16 - 100))
+        n, kept = 0, b""
+        while piece := file.read(2**20):
+            n += (kept + piece).count(b"PK\1\2")
+            kept = piece[-3:]
+        return n
+
+
 class ZipStore(NamedStore):
     """A zip archive. It stays open, and is opened anew in another process.
 
@@ -129,13 +157,15 @@ class ZipStore(NamedStore):
         self._lock = threading.Lock()
         what = repr(str(path))
         try:
+            if (n := _count_entries(path)) > MAX_ZIP_ENTRIES:
+                raise InputError(f"{what} has {n} entries; at most {MAX_ZIP_ENTRIES} are read: cut it in several.")
             members = self._open().infolist()
+        except InputError:
+            raise
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
             raise InputError(
                 f"{what} is not a readable zip ({' '.join(str(error).split())}); get a whole copy."
             ) from None
-        if len(members) > MAX_ZIP_ENTRIES:
-            raise InputError(f"{what} has {len(members)} entries; at most {MAX_ZIP_ENTRIES} are read.")
         for member in members:
             name = member.filename
             parts = name.replace("\\", "/").split("/")

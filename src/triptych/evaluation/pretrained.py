@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -316,7 +317,9 @@ def _read_weights(file: Path, key: str) -> tuple[dict[str, Tensor], str]:
 
             state = load(content)
         else:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the pickle's version, before it is refused
+                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file fails in a dozen ways
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import importlib
 import inspect
 import types
 import typing
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +17,14 @@ from triptych.errors import InputError, nearest_name
 from triptych.spaces import Space
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from triptych.models.base import GenerativeModel
 
 PANELS = ("tractable", "approximate", "implicit")
+MAX_PARAMETERS = 2**31
+"""Of a model, and its buffers: those here are small, and more do not fit where they are trained."""
+MAX_LAYERS = 40_000
 
 
 def find_models(folder: Path = Path(__file__).parent) -> dict[str, str]:
@@ -89,6 +97,8 @@ def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any)
     Raises:
         InputError: If the model or an option is unknown, or does not fit.
     """
+    import torch
+
     cls = model_class(name)
     known = model_options(name)
     for key, value in options.items():
@@ -99,7 +109,75 @@ def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any)
         expected = known[key][0]
         if not _fits(value, expected):
             raise InputError(f"Option {key} of {name} is {value!r}; it must be {_say(expected)}.")
-    return cls(space, n_classes, **options)
+    said = ", ".join([f"{key}={value!r}" for key, value in options.items()] + [f"n_classes={n_classes}", str(space)])
+    what = f"{cls.__name__} with {said}"
+    with _counting(what):
+        # Tensors without content cost nothing, so that absurd options are told before memory is taken for them.
+        try:
+            with torch.device("meta"):
+                cls(space, n_classes, **options)
+        except TooLarge:
+            raise
+        except Exception as error:  # What is wrong otherwise, or needs a tensor's content, is told when it is made.
+            if "overflow" in str(error).lower():
+                raise TooLarge(f"{what} is too large; give smaller options.") from None
+        return cls(space, n_classes, **options)
+
+
+class TooLarge(InputError):
+    """A model of more parameters than it may have."""
+
+
+_LIMIT = contextvars.ContextVar("limit", default=MAX_PARAMETERS)
+
+
+@contextlib.contextmanager
+def at_most(n_parameters: int) -> Iterator[None]:
+    """Within it `create_model` refuses models of more parameters and buffers, some more allowed, before they are made.
+
+    Raises:
+        TooLarge: From `create_model`.
+    """
+    token = _LIMIT.set(2 * n_parameters + 2**16)
+    try:
+        yield
+    finally:
+        _LIMIT.reset(token)
+
+
+@contextlib.contextmanager
+def _counting(what: str) -> Iterator[None]:
+    """Within it modules are counted as they are made, and no more than those of one model, twice made, are allowed.
+
+    Raises:
+        TooLarge: From what makes more.
+    """
+    from torch.nn.modules import module
+
+    n_left, n_modules = 2 * _LIMIT.get(), 0
+
+    def count(parent: Any, name: str, tensor: Tensor | None) -> None:
+        nonlocal n_left
+        n_left -= 0 if tensor is None else tensor.numel()
+        if n_left < 0:
+            raise TooLarge(f"{what} has more than {_LIMIT.get():,} parameters; give smaller options.")
+
+    def count_module(parent: Any, name: str, child: Any) -> None:
+        nonlocal n_modules
+        n_modules += 1
+        if n_modules > MAX_LAYERS:
+            raise TooLarge(f"{what} has more than {MAX_LAYERS:,} layers; give smaller options.")
+
+    hooks = [
+        module.register_module_parameter_registration_hook(count),
+        module.register_module_buffer_registration_hook(count),
+        module.register_module_module_registration_hook(count_module),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _fits(value: Any, expected: Any) -> bool:

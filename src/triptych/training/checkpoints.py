@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import IO, Any
 
@@ -95,7 +96,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if not _is_sound(path):
             raise InputError(f"{path} is damaged (its checksum does not hold).")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the pickle's version, before it is refused
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(values, dict):
+            raise InputError(f"{path} is damaged (it is no checkpoint).")
+        return values
     except InputError:
         raise
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError on what it cannot read

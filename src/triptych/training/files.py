@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,8 +31,41 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} is missing; {path.parent} is not a complete run folder.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of a thousand digits; nested deeply
         raise InputError(f"{path} is not readable as JSON ({error}); restore it or train again.") from None
+
+
+SUMMARY_NUMBERS = ("steps", "n_images_seen", "n_parameters", "seconds")
+SUMMARY_OR_NONE = ("best_step", "best_nll", "best_distance")
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """summary.json of a run folder: how its training ended.
+
+    Raises:
+        InputError: If it is missing, unreadable or something else.
+    """
+    path = run / "summary.json"
+    summary = read_json(path)
+    if not isinstance(summary, dict):
+        raise InputError(f"{path} is not the end of a training; restore it or train again.")
+    wrong = [key for key in SUMMARY_NUMBERS if not is_number(summary.get(key))]
+    wrong += [key for key in SUMMARY_OR_NONE if not (summary.get(key) is None or is_number(summary[key]))]
+    findings = summary.get("findings")
+    if not isinstance(findings, list) or not all(isinstance(finding, str) for finding in findings):
+        wrong.append("findings")
+    if not isinstance(summary.get("reason"), str):
+        wrong.append("reason")
+    if wrong:
+        raise InputError(
+            f"{path} is not the end of a training ({wrong[0]} is {summary.get(wrong[0])!r}); restore it or train again."
+        )
+    return summary
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value read from JSON is a number that can be reckoned with: finite, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def write_weights(path: Path, state: dict[str, Tensor]) -> None:
@@ -58,7 +92,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{path} is missing; {path.parent} is not a complete run folder.")
     try:
-        content = path.read_bytes()
+        with safetensors.safe_open(path, "pt"):  # checks the header against the file's length before anything is read
+            content = path.read_bytes()
         state = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     except Exception as error:  # safetensors raises its own type, and OSError for short files
@@ -67,6 +102,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     digest = header.get("__metadata__", {}).get("sha256")
     if digest is not None and digest != hashlib.sha256(_data_of(content)).hexdigest():
         raise InputError(f"{path} is damaged (its checksum does not hold); restore it or train again.")
+    if wrong := next((name for name, tensor in state.items() if tensor.isnan().any()), None):
+        raise InputError(f"{path} holds NaN in {wrong!r}; restore it or train again.")
     return state
 
 
@@ -112,15 +149,20 @@ class Records:
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
-        """All whole records of a file (a line torn by a crash is dropped)."""
+        """All whole records of a file: a line torn by a crash is dropped, and what is no record or no number."""
         if not path.is_file():
             return []
         records = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
+            with contextlib.suppress(ValueError, RecursionError):
+                record = json.loads(line)
+                if (
+                    isinstance(record, dict)
+                    and is_number(record.get("step"))
+                    and is_number(record.get("elapsed_seconds"))
+                ):
+                    is_event = isinstance(record.get("event"), str)
+                    records.append({key: value for key, value in record.items() if is_event or is_number(value)})
         return records
 
 

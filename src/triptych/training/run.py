@@ -16,11 +16,12 @@ from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError
 from triptych.models.base import GenerativeModel
-from triptych.models.registry import create_model
+from triptych.models.registry import TooLarge, at_most, create_model
 from triptych.spaces import space_from_dict, space_to_dict
 from triptych.training.files import read_json, read_weights
 
 FORMAT = 1
+MAX_CLASSES = 2**20
 COMPARED = ("format", "model", "options", "space", "n_classes", "train", "data")
 """Parts of config.json that a resumed run must share with the one it goes on from."""
 VERSIONS = ("triptych", "torch", "numpy")
@@ -128,7 +129,32 @@ def read_config(folder: Path) -> Any:
         raise InputError(
             f"{folder} is not a run but holds some: {', '.join(runs)}. Give {folder / runs[0]}, for example."
         )
-    return read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
+    if wrong := _wrong_in(config):
+        raise InputError(
+            f"{folder}/config.json is not the configuration of a run ({wrong}); restore it or train again."
+        )
+    return config
+
+
+def _wrong_in(config: Any) -> str:
+    """Which of the parts of config.json that every reader counts on is no such thing; empty if all are."""
+    if not isinstance(config, dict):
+        return f"it is {type(config).__name__}, no map"
+    if config.get("format") != FORMAT:  # Only that much is known of those of other versions.
+        return f"it has format {config.get('format')}; this version reads {FORMAT}"
+    kinds = {"model": str, "options": dict, "space": dict, "n_classes": int, "class_names": list, "train": dict}
+    for key, kind in (kinds | {"data": dict}).items():
+        if not isinstance(config.get(key), kind):
+            return f"{key} is {config.get(key)!r}"
+    if not 0 <= config["n_classes"] <= MAX_CLASSES:
+        return f"n_classes is {config['n_classes']}"
+    if not all(isinstance(name, str) for name in config["class_names"]):
+        return f"class_names is {config['class_names']!r}"
+    source = config["data"].get("source")
+    if not isinstance(source, dict) or not isinstance(source.get("source", ""), str):
+        return f"data.source is {source!r}"
+    return ""
 
 
 def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
@@ -141,15 +167,19 @@ def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
     if not folder.is_dir():
         raise InputError(f"There is no run folder {str(folder)!r}.")
     config = read_config(folder)
+    state = read_weights(folder / "model.safetensors")
     try:
-        if config["format"] != FORMAT:
-            raise InputError(f"{folder}/config.json has format {config['format']}; this version reads {FORMAT}.")
-        with torch.random.fork_rng():  # Weights are drawn only to be replaced.
+        # Weights are drawn only to be replaced, and never more than there are in the file.
+        with torch.random.fork_rng(), at_most(sum(tensor.numel() for tensor in state.values())):
             space = space_from_dict(config["space"])
             model = create_model(config["model"], space, n_classes=config["n_classes"], **config["options"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/config.json is not the configuration of a run ({error!r}).") from None
-    state = read_weights(folder / "model.safetensors")
+    except TooLarge as error:
+        raise InputError(f"{folder}/model.safetensors does not fit config.json: {error}") from None
+    except InputError as error:
+        raise InputError(f"{folder}/config.json is of no use: {error}") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:  # what no option is checked for
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{folder}/config.json is not the configuration of a run ({first}).") from None
     model.requires_grad_(False)
     try:
         model.load_state_dict(state)
