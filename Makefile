@@ -4,7 +4,7 @@ PIP = .venv/bin/python -m pip install --quiet --constraint constraints.txt
 # Two cores are what the demo and the tests are planned for; torch takes all it sees otherwise.
 WORKERS ?= 2
 
-.PHONY: demo test test-slow chaos soak check format docs clean
+.PHONY: demo test test-slow chaos fuzz soak check format docs clean
 
 demo: .venv/installed
 	.venv/bin/triptych compare digits --budget 30s
@@ -22,6 +22,11 @@ chaos: .venv/installed-dev
 # Trains, kills, resumes, draws and evaluates for half an hour; memory and open files must not grow.
 soak: .venv/installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/python tests/soak.py --minutes 30 $(ARGS)
+
+# Some five minutes: readers on mutated files, and then guided by coverage where atheris is installed.
+fuzz: .venv/installed-dev
+	OMP_NUM_THREADS=1 TRIPTYCH_FUZZ=300 .venv/bin/python -m pytest -n $(WORKERS) tests/test_fuzz.py $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python tests/fuzz_readers.py --seconds 120
 
 check: .venv/installed-dev
 	.venv/bin/ruff check .

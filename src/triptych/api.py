@@ -32,7 +32,7 @@ from triptych.drawing import (
     draw_images,
     read_labels,
 )
-from triptych.errors import InputError, TrainingInterrupted, nearest_name
+from triptych.errors import InputError, TrainingInterrupted, nearest_name, printable
 from triptych.evaluation.evaluate import Evaluation
 from triptych.evaluation.evaluate import evaluate as evaluate_models
 from triptych.evaluation.evaluate import evaluate_samples as evaluate_given
@@ -66,6 +66,7 @@ __all__ = [
 ]
 
 TRAIN_FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+MAX_DRAWN = 10_000_000
 _READ_AGAIN = inspect.signature(load_data).parameters.keys() - {"labels", "progress"}
 
 
@@ -149,7 +150,9 @@ def fit(
             if is_finished:
                 if console:
                     ended = read_summary(folder)["reason"]
-                    console.print(f"{folder} is finished ({ended}); nothing to do.", markup=False, highlight=False)
+                    console.print(
+                        printable(f"{folder} is finished ({ended}); nothing to do."), markup=False, highlight=False
+                    )
                 return load(folder)
             origin = Path(saved["forked_from"]) if "forked_from" in saved else None
         with ExitStack() as held:
@@ -164,7 +167,9 @@ def fit(
                 folder = Path(out or "runs")  # The first process alone knows the name, and alone needs it.
             trainer = Trainer(network, data, train, folder, console, fabric)
             if console:
-                console.print(f"{model} on {data.name} ({data.space}) -> {folder}", markup=False, highlight=False)
+                console.print(
+                    printable(f"{model} on {data.name} ({data.space}) -> {folder}"), markup=False, highlight=False
+                )
             if network.phases() and not resume and verbose:
                 cost = trainer.estimate_cost().describe(trainer.budget)
                 if console:
@@ -407,8 +412,8 @@ def sample(
         InputError: If n is not positive, labels or options do not fit the model, or a file cannot be written.
     """
     model = model if isinstance(model, GenerativeModel) else load(model)
-    if n < 1:
-        raise InputError(f"n is {n}; draw at least 1.")
+    if not 1 <= n <= MAX_DRAWN:
+        raise InputError(f"n is {n}; draw at least 1 and at most {MAX_DRAWN:,}.")
     check_seed(seed)
     warp = Warp(temperature, top_k, top_p)
     comment = describe_warp(warp, truncation=truncation)

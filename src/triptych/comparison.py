@@ -15,7 +15,7 @@ from rich.console import Console
 from triptych import api
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
-from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, nearest_name
+from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, nearest_name, printable
 from triptych.evaluation.columns import likelihood_keys
 from triptych.evaluation.evaluate import HELD_OUT, Evaluation, check_counts
 from triptych.evaluation.pretrained import check_extractors
@@ -235,7 +235,7 @@ def compare_runs(
     write_report(content, out / "report.html")
     console = Console(quiet=not verbose)
     print_table(evaluation.table, console)
-    console.print(f"Report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(f"Report: {out / 'report.html'}"), markup=False, highlight=False, soft_wrap=True)
     return Comparison(evaluation.table, {name: api.load(several[0]) for name, several in groups.items()}, out)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from triptych.errors import InputError
 
+MAX_BATCH = 2**20
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -124,6 +125,8 @@ class TrainConfig:
         for field, least in at_least.items():
             if (value := getattr(self, field)) is not None and value < least:
                 raise InputError(f"{field} is {value}; it must be at least {least}.")
+        if self.batch_size is not None and self.batch_size > MAX_BATCH:
+            raise InputError(f"batch_size is {self.batch_size}; it must be at most {MAX_BATCH}.")
         if self.seed >= 2**63:
             raise InputError(f"seed is {self.seed}; it must be below 2^63.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
@@ -175,7 +178,7 @@ class DataConfig:
         """
         values = dataclasses.asdict(self)
         if self.size is not None:
-            match = re.fullmatch(r"(\d+)(?:x(\d+))?", self.size)
+            match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", self.size)
             if not match:
                 raise InputError(f"--size is {self.size!r}; give 32, or 32x48 (height x width).")
             values["size"] = (int(match[1]), int(match[2] or match[1]))

@@ -10,7 +10,7 @@ import torch
 
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError
-from triptych.models.registry import create_model, model_class
+from triptych.models.registry import MAX_PARAMETERS, create_model, model_class
 
 MOST = 1 << 14
 """The largest width that is tried."""
@@ -44,8 +44,8 @@ def options_of_size(name: str, data: Dataset, n_parameters: int, *, n_classes: i
     Raises:
         InputError: If the width is among the options, or no width comes within a factor of 2.
     """
-    if n_parameters < 1:
-        raise InputError(f"parameters is {n_parameters}; it must be at least 1.")
+    if not 1 <= n_parameters <= MAX_PARAMETERS:
+        raise InputError(f"parameters is {n_parameters}; it must be at least 1 and at most {MAX_PARAMETERS:,}.")
     option = model_class(name).size_option
     if option is None:
         return Sized({}, 0, n_parameters)

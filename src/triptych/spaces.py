@@ -98,6 +98,8 @@ class PointSpace:
 
     def __post_init__(self) -> None:
         _check_whole("PointSpace.dim", self.dim)
+        if self.center is not None and not isinstance(self.center, tuple):
+            raise InputError(f"PointSpace.center is {self.center!r}; it must be a tuple of numbers.")
         if self.center is not None and len(self.center) != self.dim:
             raise InputError(f"PointSpace.center has {len(self.center)} coordinates; dim is {self.dim}.")
         if self.center is not None and not all(isinstance(c, int | float) and math.isfinite(c) for c in self.center):

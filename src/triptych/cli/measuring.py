@@ -65,7 +65,8 @@ class Score:
 
         model = api.load(self.run_folder)
         data, notes = read_dataset(self.run_folder, self.source, self.data)
-        if isinstance(data.space, ImageSpace) and data.space != model.space:
+        is_points = not isinstance(data.space, ImageSpace)  # which may lie elsewhere than those of the training
+        if data.space.shape != model.space.shape or not (is_points or data.space == model.space):
             raise InputError(f"{self.source} holds {data.space}; {self.run_folder} models {model.space}.")
         if self.out is not None and (self.out.is_dir() or not self.out.parent.is_dir()):
             raise InputError(f"--out {self.out} is no file that can be written; give another.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from triptych.cli.words import (
     load_source,
     parse_settings,
     parse_values,
+    say,
     split_words,
 )
 from triptych.config import Budget, DataConfig, MeasureConfig, TrainConfig
@@ -71,7 +73,8 @@ class Fit:
             found = api.estimate(self.model, data, conditional=self.conditional, **self.train.to_dict(), **options)
             what = f"{self.model} on {data.name}"
             none = "an algorithm of its own estimates it, until it converges: there are no steps to try."
-            print(f"{what}: {found.describe(Budget.parse(self.train.budget)) if found else none}")
+            if int(os.environ.get("RANK", 0)) == 0:  # Several processes try the steps together; one tells.
+                say(f"{what}: {found.describe(Budget.parse(self.train.budget)) if found else none}")
             return
         resume: Literal["auto", False] = "auto" if self.auto_resume else False
         api.fit(
@@ -196,9 +199,9 @@ class Sweep:
             **given,
             **fixed,
         )
-        print(f"Ranked by {found.measure}, lower is better:")
-        print("\n".join(trial.describe() for trial in found.trials))
-        print(f"numbers -> {found.folder / 'sweep.json'}")
+        say(f"Ranked by {found.measure}, lower is better:")
+        say("\n".join(trial.describe() for trial in found.trials))
+        say(f"numbers -> {found.folder / 'sweep.json'}")
 
 
 @dataclass(frozen=True)
@@ -216,11 +219,11 @@ class Models:
         if self.model is None:
             for name, panel in find_models().items():
                 summary = (inspect.getdoc(model_class(name)) or "").splitlines()[0]
-                print(f"{name:18}{panel:13}{summary}")
+                say(f"{name:18}{panel:13}{summary}")
             return
-        print(inspect.getdoc(model_class(self.model)))
+        say(inspect.getdoc(model_class(self.model)) or "")
         defaults = ", ".join(f"{key}={value[1]!r}" for key, value in model_options(self.model).items())
-        print(f"\nOptions for --set, with their defaults (None: chosen by the data): {defaults}")
+        say(f"\nOptions for --set, with their defaults (None: chosen by the data): {defaults}")
 
 
 @dataclass(frozen=True)
@@ -246,10 +249,10 @@ class Data:
         from triptych.data.show import describe, draw
 
         dataset = load_source(self.source, self.data)
-        print("\n".join(describe(dataset)))
+        say("\n".join(describe(dataset)))
         out = self.out or Path(f"data-{dataset.name}.png")
         draw(dataset, out)
-        print(f"picture   {out}")
+        say(f"picture   {out}")
 
     def _download(self) -> None:
         from triptych.data.download import cache_folder, download_data
@@ -263,7 +266,7 @@ class Data:
             if on_terminal:
                 print(file=sys.stderr)
         how = "" if folder.parent == cache_folder() else f"; give this path, or set TRIPTYCH_HOME={folder.parent}"
-        print(f"{self.source} -> {folder}{how}")
+        say(f"{self.source} -> {folder}{how}")
 
 
 def _tell_progress(file: str, n_here: int, n_bytes: int) -> None:

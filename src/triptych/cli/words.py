@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -55,7 +56,9 @@ def parse_values(text: str) -> list[Any]:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd numbers and strings, which become words
+            return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last of what is nested too deeply
         return text
 
@@ -66,7 +69,7 @@ def parse_items(text: str, flag: str = "--items") -> list[int]:
     Raises:
         InputError: If it is anything else.
     """
-    if not re.fullmatch(r"\d{1,15}(,\d{1,15})*", text):
+    if not re.fullmatch(r"[0-9]{1,15}(,[0-9]{1,15})*", text):
         raise InputError(f"{flag} is {text!r}; give numbers from 0 with commas between, as 0,1,2.")
     return [int(number) for number in text.split(",")]
 

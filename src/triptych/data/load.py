@@ -124,8 +124,8 @@ def load_data(
     if binarize not in BINARIZE:
         raise InputError(f"binarize is {binarize!r}; it must be one of {', '.join(map(repr, BINARIZE))}.")
     for argument, fraction in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
-        if not 0 < fraction < 1:
-            raise InputError(f"{argument} is {fraction}; it must be between 0 and 1.")
+        if not (isinstance(fraction, int | float) and 0 < fraction < 1):
+            raise InputError(f"{argument} is {fraction!r}; it must be between 0 and 1.")
     if valid_fraction + test_fraction >= 1:
         raise InputError("valid_fraction and test_fraction together are 1 or more; leave something to train on.")
     seed = _whole("seed", seed, 0)
@@ -223,7 +223,10 @@ def _existing(source: str | Path) -> tuple[Path, tuple[Path, list[Path]] | None]
         raise InputError("This set was passed as an array in memory; pass the same array again.")
     if not text or "\0" in text:
         raise InputError(f"{text!r} is no source of data; give a known name ({', '.join(_NAMES)}) or a path.")
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{text!r} is in the home of a user who is not known here; give the whole path.") from None
     try:
         shards = None if find_cifar(path) is not None else find_shards(path)
         if shards is not None or path.is_file() or path.is_dir():

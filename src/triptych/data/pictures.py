@@ -214,7 +214,7 @@ def save_points(
         colours = np.zeros(len(points)) if labels is None else labels[finite]
         axes.scatter(points[:, 0], points[:, 1], s=4, c=colours, cmap="turbo", linewidths=0, alpha=0.7)
         axes.set(xlabel="x1", ylabel="x2" if dim == 2 else f"x2 (of {dim})", aspect="equal")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title.replace("$", r"\$"), fontsize=10)  # a name is no formula
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PANELS = ("tractable", "approximate", "implicit")
 MAX_PARAMETERS = 2**31
 """Of a model, and its buffers: those here are small, and more do not fit where they are trained."""
-MAX_LAYERS = 40_000
+MAX_LAYERS = 10_000
 
 
 def find_models(folder: Path = Path(__file__).parent) -> dict[str, str]:

@@ -15,6 +15,7 @@ import rich.table
 from rich.console import Console
 from rich.text import Text
 
+from triptych.errors import printable
 from triptych.evaluation.results import Measurement, Metric, Row, Table, format_value
 from triptych.files import write_text
 
@@ -140,7 +141,7 @@ def print_table(table: Table, console: Console) -> None:
     """Prints the table in the console's width, in several parts where it is too wide: numbers are never cut."""
     table = arranged(table)
     best = best_cells(table)
-    names = [Text(row.name, style="italic dim" if row.panel is None else "") for row in table.rows]
+    names = [Text(printable(row.name), style="italic dim" if row.panel is None else "") for row in table.rows]
     name_width = min(max([5, *(len(name) for name in names)]), max(12, console.width // 3))
     columns = [_Column(metric, table, best, console) for metric in table.metrics]
     parts: list[list[_Column]] = [[]]
@@ -215,10 +216,15 @@ def write_table(table: Table, folder: Path) -> None:
     write_text(folder / "table.csv", lines.getvalue())
 
 
+def _no_formula(name: str) -> str:
+    """A name that no spreadsheet takes for a formula: one that begins like it gets an apostrophe before it."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
+
+
 def _csv_line(row: Row, metric: Metric) -> dict[str, object]:
     cell = row.measurements[metric.key]
     return {
-        "name": row.name,
+        "name": _no_formula(row.name),
         "panel": row.panel,
         "metric": metric.key,
         "unit": metric.unit,

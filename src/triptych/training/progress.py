@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
+from triptych.errors import printable
+
 LINES = 5  # Lines printed over a run where the output is no terminal.
 
 
@@ -32,7 +34,7 @@ class TrainingProgress:
     """
 
     def __init__(self, title: str, console: Console | None, progress: float = 0.0) -> None:
-        self.title, self.console = title, console
+        self.title, self.console = printable(title), console
         self.start_time, self.start_progress = time.perf_counter(), progress
         self.printed = progress
         self.bar: Progress | None = None
@@ -45,7 +47,7 @@ class TrainingProgress:
                 TextColumn("[dim]{task.fields[losses]}"),
                 console=console,
             )
-            self.task = self.bar.add_task(escape(title), total=1.0, left="?", losses="")
+            self.task = self.bar.add_task(escape(self.title), total=1.0, left="?", losses="")
 
     def __enter__(self) -> TrainingProgress:
         if self.bar:
