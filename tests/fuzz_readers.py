@@ -1,6 +1,6 @@
 """Fuzzing of the readers, guided by coverage, with atheris: `python tests/fuzz_readers.py --seconds 60 shard.tar`.
 
-Without a name all the readers share the seconds. Each starts from a valid file; what it may do is what
+Without a name those that parse in Python share the seconds. Each starts from a valid file; what it may do is what
 `tests/test_fuzz.py` says. Atheris is no dependency: `pip install atheris`.
 """
 
@@ -55,7 +55,7 @@ def readers() -> dict[str, tuple[bytes, Callable[[bytes], None]]]:
 def fuzz(name: str, seconds: int) -> None:
     """Fuzzes one reader for some seconds; does not return."""
     atheris = importlib.import_module("atheris")
-    with atheris.instrument_imports(include=["triptych", "numpy.lib", "zipfile", "tarfile", "PIL"]):
+    with atheris.instrument_imports(include=["triptych.data", "triptych.training", "zipfile", "tarfile", "PIL"]):
         valid, run = readers()[name]
     corpus = Path(tempfile.mkdtemp())
     (corpus / "valid").write_bytes(valid)
@@ -71,9 +71,9 @@ def fuzz(name: str, seconds: int) -> None:
 
 
 def main() -> int:
-    """Fuzzes the reader that is named, or all of them one after the other; 1 if one fails."""
+    """Fuzzes the reader that is named, or the usual ones one after the other; 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("reader", nargs="?", help="by default all")
+    parser.add_argument("reader", nargs="?", help="by default the most important ones")
     parser.add_argument("--seconds", type=int, default=60, help="in all")
     given = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
@@ -81,7 +81,7 @@ def main() -> int:
         return 0
     if given.reader is not None:
         fuzz(given.reader, given.seconds)
-    names = list(readers())
+    names = ["images.npy", "images.npz", "images-idx3-ubyte", "set.zip", "shard.tar", "pax.tar", "checkpoint", "budget"]
     failed = []
     for name in names:
         command = [sys.executable, __file__, name, "--seconds", str(max(1, given.seconds // len(names)))]

@@ -294,22 +294,22 @@ class Result:
     out: str
     err: str
     seconds: float
+    """Of the processor."""
     n_bytes: int
     """By how much the process grew at most."""
 
 
 def run_in_child(command: list[str], cwd: Path, seconds: int = MAX_SECONDS) -> Result:
-    """Runs the command in a forked process, which is killed after some seconds or at 6 GiB of addresses."""
+    """Runs the command in a forked process, which is killed when it waits too long, or at 6 GiB of addresses."""
     from triptych import cli
 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
-        began = time.monotonic()
         pid = os.fork()
         if pid == 0:
             code = 99
             try:
-                signal.alarm(seconds)
+                signal.alarm(6 * seconds)  # of the clock, while other programs run; what counts are its own seconds
                 n_pages = int(Path("/proc/self/statm").read_text().split()[0])
                 limit = n_pages * resource.getpagesize() + 6 * 2**30
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -332,7 +332,6 @@ def run_in_child(command: list[str], cwd: Path, seconds: int = MAX_SECONDS) -> R
                 sys.stderr.flush()
                 os._exit(code)
         _, status, usage = os.wait4(pid, 0)
-        took = time.monotonic() - began
         out.seek(0)
         err.seek(0)
         # A forked process begins with what its parent holds.
@@ -341,7 +340,7 @@ def run_in_child(command: list[str], cwd: Path, seconds: int = MAX_SECONDS) -> R
             os.waitstatus_to_exitcode(status),
             out.read().decode("utf-8", "replace"),
             err.read().decode("utf-8", "replace"),
-            took,
+            usage.ru_utime + usage.ru_stime,
             max(0, usage.ru_maxrss * 1024 - held),
         )
 
@@ -898,7 +897,7 @@ def _(folder: Path) -> list[str]:
     return words("data show set.zip")
 
 
-@case("zip: a million entries", "holds '' twice")
+@case("zip: a million entries", "holds 'a.png' twice")
 def _(folder: Path) -> list[str]:
     n, entry = 1_000_000, zipped({"a.png": PNG})
     start = entry.index(b"PK\x01\x02")
@@ -1382,7 +1381,7 @@ class Page(HTMLParser):
             self.odd.append(tag)
         for name, value in attrs:
             if name.startswith("on") or (
-                name in ("src", "href", "action") and not (value or "").startswith(("data:image/", "#"))
+                name in ("src", "href", "action") and not (value or "").startswith(("data:image/", "data:,", "#"))
             ):
                 self.odd.append(f"{tag} {name}={(value or '')[:60]}")
 

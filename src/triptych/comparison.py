@@ -360,8 +360,8 @@ def _panel(name: str, evaluation: Evaluation, runs: Sequence[Path]) -> PanelCont
         facts["What went wrong"] = "; ".join(summary["findings"])
     return PanelContent(
         name=name,
-        title=model_class(name).__name__,
-        panel=find_models()[name],
+        title=model_class(config["model"]).__name__,
+        panel=find_models()[config["model"]],
         samples=evaluation.samples[name][:SHOWN],
         film=tuple(film),
         curves=tuple(record for record in records if "event" not in record),
