@@ -305,12 +305,14 @@ def run_in_child(command: list[str], cwd: Path, seconds: int = MAX_SECONDS) -> R
 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
+        telling, told = os.pipe()
         pid = os.fork()
         if pid == 0:
             code = 99
             try:
                 signal.alarm(6 * seconds)  # of the clock, while other programs run; what counts are its own seconds
-                n_pages = int(Path("/proc/self/statm").read_text().split()[0])
+                n_pages, n_held, *_ = map(int, Path("/proc/self/statm").read_text().split())
+                os.write(told, str(n_held).encode())  # A forked process begins with much of what its parent holds.
                 limit = n_pages * resource.getpagesize() + 6 * 2**30
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
                 os.dup2(out.fileno(), 1)
@@ -334,8 +336,9 @@ def run_in_child(command: list[str], cwd: Path, seconds: int = MAX_SECONDS) -> R
         _, status, usage = os.wait4(pid, 0)
         out.seek(0)
         err.seek(0)
-        # A forked process begins with what its parent holds.
-        held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        os.close(told)
+        held = int(os.read(telling, 100) or 0) * resource.getpagesize()
+        os.close(telling)
         return Result(
             os.waitstatus_to_exitcode(status),
             out.read().decode("utf-8", "replace"),
