@@ -315,6 +315,8 @@ def run_in_child(command: list[str], cwd: Path, seconds: int = MAX_SECONDS) -> R
                 os.write(told, str(n_held).encode())  # A forked process begins with much of what its parent holds.
                 limit = n_pages * resource.getpagesize() + 6 * 2**30
                 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+                os.setsid()  # Nothing that a case does reaches the terminal.
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)
                 sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -1646,6 +1648,8 @@ for verb, run in (
         which = "no pixels" if key == "points" and verb.startswith(("complete", "translate")) else says
         put(f"{verb.split()[0]}: an array of {key}", which, build)
 for key, (content, says) in ODD_ARRAYS.items():
+    if key == "levels out of range":  # Samples are brought to the levels of what they are compared with.
+        continue
 
     def build(folder: Path, content: bytes = content) -> list[str]:
         (folder / "odd.npy").write_bytes(content)

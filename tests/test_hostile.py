@@ -22,7 +22,24 @@ def server() -> Iterator[subprocess.Popen[str]]:
         process.stdin.close()
 
 
-@pytest.mark.parametrize("name", sorted(hostile.CASES))
+REPEATED = (
+    "names: page",
+    "metrics.jsonl",
+    "samples: ",
+    "command: ",
+    "summary.json: ",
+    "score:",
+    "complete:",
+    "encode:",
+)
+REPEATED += ("reconstruct:", "interpolate:", "traverse:", "translate:", "probe:", "evaluate:", "report:", "features:")
+"""What takes long, or meets another verb with what one has met already."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(REPEATED)) for name in sorted(hostile.CASES)],
+)
 def test_hostile(name: str, server: subprocess.Popen[str]) -> None:
     assert server.stdin is not None
     assert server.stdout is not None
