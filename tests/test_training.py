@@ -545,8 +545,8 @@ class TestFiles:
 
     def test_torn_last_line_of_the_records_is_dropped(self, tmp_path: Path) -> None:
         path = tmp_path / "metrics.jsonl"
-        path.write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "lo')
-        assert files.Records.read(path) == [{"step": 1}]
+        path.write_text(json.dumps({"step": 1, "elapsed_seconds": 0.5}) + "\n" + '{"step": 2, "lo')
+        assert files.Records.read(path) == [{"step": 1, "elapsed_seconds": 0.5}]
 
 
 def test_first_difference_names_the_field() -> None:
