@@ -385,7 +385,7 @@ def test_a_checkpoint_of_something_else_is_told(run: Path, tiny: Dataset) -> Non
     begun = {"format": CHECKPOINT_FORMAT, "step": 0, "position": 0, "seconds": 0.0, "stage": (0, 0.0, 0), "model": {}}
     for content in ([1, 2], {"format": CHECKPOINT_FORMAT}, begun):
         Checkpoints(run, 1).write(100, content)  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="does not fit the run|is no checkpoint"):
+        with pytest.raises(InputError, match=r"does not fit the run|is no checkpoint"):
             triptych.fit("pixel_cnn", tiny, out=run, resume=True, **QUICK, **NET)
 
 
