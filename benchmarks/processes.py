@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/processes.py [--models vae,pixel_cnn,gan] [--processes 1,2] [--rounds 5]
 
-Each process has one thread and a core of its own. `--batch-size` is the whole batch's, the same however many share it.
+Each process computes with one thread. `--batch-size` is the whole batch's, the same however many share it.
 The rounds alternate between the numbers of processes, since machines are noisy, and the ratios are of medians.
 Efficiency is the throughput over that of one process and over the number of processes: 1 if nothing were lost. It needs
 as many free cores as processes. It also prints what a step sends, and the memory of a process.
@@ -36,8 +36,6 @@ WARM_UP = 5
 def measure(name: str, side: int, batch_size: int, steps: int) -> None:
     """In each process: trains and, in the first one, prints images a second and memory as JSON."""
     torch.set_num_threads(1)
-    cores, place = sorted(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_RANK", 0))
-    os.sched_setaffinity(0, {cores[place % len(cores)]})  # A process that moves between cores loses its cache.
     data = load_data(np.random.default_rng(0).integers(0, 256, (512, side, side, 3), dtype=np.uint8))
     budget = f"{steps + WARM_UP}steps"
     config = TrainConfig(budget=budget, batch_size=batch_size, validations=0, log_every=10**6, patience=0)

@@ -141,7 +141,8 @@ class TestCutWeights:
         script = tmp_path / "parts.py"
         script.write_text(
             """
-import torch
+import json, sys
+from pathlib import Path
 from triptych import ImageSpace
 from triptych.config import TrainConfig
 from triptych.models.registry import create_model
@@ -154,16 +155,16 @@ model = sharding.shard(model, fabric.device)
 held = sum(p.to_local().numel() for p in model.parameters())
 with sharding.whole(model):
     n_whole = sum(p.numel() for p in model.parameters() if not sharding.is_part(p))
-print("held", held / n_weights, n_whole / n_weights, flush=True)
+Path(sys.argv[1], f"{fabric.global_rank}.json").write_text(json.dumps([held / n_weights, n_whole / n_weights]))
 """
         )
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        shares = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("held")]
-        assert len(shares) == 2, done.stderr
-        for held, in_use in shares:
-            assert float(held) == pytest.approx(0.5, abs=0.02)
-            assert float(in_use) == 1
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        for rank in range(2):
+            held, in_use = json.loads((tmp_path / f"{rank}.json").read_text())
+            assert held == pytest.approx(0.5, abs=0.02)
+            assert in_use == 1
 
     @pytest.mark.parametrize("name", ["gan", "pix2pix", "gaussian_mixture"])
     def test_is_refused_where_it_cannot_be(self, name: str, tmp_path: Path) -> None:
