@@ -11,6 +11,7 @@ from triptych.data.parts import Parts
 from triptych.errors import InputError
 
 SIDE = 28
+MAX_IMAGES = 70_000  # of MNIST in all
 _FILES = {part: f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test")}
 
 
@@ -48,7 +49,7 @@ def _read(path: Path) -> np.ndarray:
     """Images of one file, uint8, (N, 28, 28)."""
     n_row = 2 * SIDE * SIDE  # a digit and what follows it, a space or the end of the line
     wrong = f"{str(path)!r} is not lines of {SIDE * SIDE} zeros and ones; get a whole copy."
-    if path.stat().st_size % n_row or not path.stat().st_size:
+    if not 0 < (n_bytes := path.stat().st_size) <= MAX_IMAGES * n_row or n_bytes % n_row:
         raise InputError(wrong)
     rows = np.fromfile(path, np.uint8).reshape(-1, n_row)
     bits, between = rows[:, ::2] - ord("0"), rows[:, 1::2]

@@ -16,6 +16,7 @@ import numpy as np
 from triptych.data.dataset import LARGE_BYTES, PIECE_BYTES, Items, Split, item_bytes, level_dtype, pieces
 from triptych.data.levels import level_table, native_levels
 from triptych.data.parts import Parts, name_labels
+from triptych.data.store import MAX_RATIO
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace
 
@@ -174,7 +175,7 @@ def _check_header(stream: IO[bytes], size: int, what: str) -> None:
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> np.ndarray:
     if info.flag_bits & 1:
         raise InputError(f"{what} is encrypted; save it without a password.")
-    if info.file_size > 64 * 2**20 and info.file_size > 1000 * info.compress_size:
+    if info.file_size > 64 * 2**20 and info.file_size > MAX_RATIO * info.compress_size:
         raise InputError(f"{what} unpacks to {info.file_size} bytes from {info.compress_size}: refused as a zip bomb.")
     with archive.open(info) as stream:
         _check_header(stream, info.file_size, what)

@@ -81,7 +81,9 @@ def read_cifar(path: Path, levels: int | None = None) -> Parts:
     try:
         with gzip.open(path) as unpacked:
             files, names = _members(unpacked, layout, what)
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error, tarfile.TarError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{what} cannot be read ({reason}); get a whole copy.") from None
     if missing := [name for name in layout.n_images if name not in files]:

@@ -19,6 +19,8 @@ EXTENSIONS = frozenset(
 # Pillow's names. Listing them keeps out formats that run other programs or that nobody asked for.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
+MAX_SCANS = 100  # of a JPEG of that many pixels
+_ROWS = 256  # that are laid over white at once
 
 # Notes on what was done to an image.
 ROTATED = "turned upright as EXIF says"
@@ -78,9 +80,13 @@ def decode(data: bytes, name: str, recipe: Recipe) -> Picture:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(name)
+            # Each of a JPEG's scans is a pass over all pixels, and takes but a few bytes.
+            n_scans = data.count(b"\xff\xda") if image.format == "JPEG" else 0
+            if n_scans * image.width * image.height > MAX_SCANS * MAX_PIXELS:
+                raise UnreadableImage(f"a JPEG of {n_scans} scans")
             _refuse_deep_colour(image, data, name)
             return _picture(image, recipe)
-    except InputError:
+    except (InputError, UnreadableImage):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large(name) from None
@@ -127,11 +133,8 @@ def _picture(image: Image.Image, recipe: Recipe) -> Picture:
         image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         notes.append(FROM_16_BIT)
     elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        if layer.getchannel("A").getextrema() != (255, 255):
-            notes.append(OVER_WHITE)
-            layer = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-        image = layer.convert("RGB")
+        image, is_seen = _over_white(image)
+        notes += [OVER_WHITE] * is_seen
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "RGB"):
@@ -151,6 +154,18 @@ def _picture(image: Image.Image, recipe: Recipe) -> Picture:
     else:
         pixels = pixels[None]
     return Picture(pixels, found_size, mode, tuple(notes))
+
+
+def _over_white(image: Image.Image) -> tuple[Image.Image, bool]:
+    """An image without its transparency, laid over white; and whether there was any."""
+    flat, is_seen = Image.new("RGB", image.size), False
+    for top in range(0, image.height, _ROWS):  # large images would take a gibibyte at once
+        layer = image.crop((0, top, image.width, min(top + _ROWS, image.height))).convert("RGBA")
+        if layer.getchannel("A").getextrema() != (255, 255):
+            is_seen = True
+            layer = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+        flat.paste(layer.convert("RGB"), (0, top))
+    return flat, is_seen
 
 
 # How an image is turned upright, by EXIF orientation.

@@ -21,7 +21,7 @@ from triptych.data.dataset import LARGE_BYTES
 from triptych.data.decode import EXTENSIONS, Crop, Recipe, UnreadableImage
 from triptych.data.folder import PARTS, Order, Progress, images_of
 from triptych.data.parts import Parts, name_labels
-from triptych.data.store import Store, is_hidden, leads_within
+from triptych.data.store import Store, is_hidden, leads_within, walk
 from triptych.errors import InputError
 
 MAX_SHARDS = 1_000_000
@@ -51,13 +51,12 @@ def find_shards(source: Path) -> tuple[Path, list[Path]] | None:
         return (source.parent, [source]) if _is_tar(source.name) else None
     if source.is_dir():
         found = []
-        for folder, subfolders, files in os.walk(source):
-            subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        for folder, _, files in walk(source):
             for name in files:
-                if PurePosixPath(name).suffix.lower() in EXTENSIONS and not is_hidden(name):
+                if PurePosixPath(name).suffix.lower() in EXTENSIONS:
                     return None
-                if _is_tar(name) and not is_hidden(name):
-                    found.append(path := Path(folder, name))
+                if _is_tar(name):
+                    found.append(path := folder / name)
                     if path.is_symlink() and not leads_within(path, source.resolve()):
                         raise InputError(
                             f"{str(path)!r} is a link out of the folder; put the file itself in its place."

@@ -9,7 +9,7 @@ import threading
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ from triptych.errors import InputError
 
 MAX_FILE_BYTES = 512 * 2**20
 MAX_ZIP_ENTRIES = 2_000_000
+MAX_RATIO = 200
+"""How much a member of a zip may grow as it is unpacked; only large ones are held to it."""
+MAX_NAME_LETTERS = 4096
+MAX_DEPTH = 200
 
 
 class Store(ABC):
@@ -73,6 +77,24 @@ def leads_within(link: Path, real_root: Path) -> bool:
         return False
 
 
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """Every folder below a root, itself first: its path, its subfolders and its files, but for what is hidden.
+
+    Raises:
+        InputError: If a folder cannot be read, or folders lie in each other without an end.
+    """
+
+    def stop(error: OSError) -> None:
+        raise InputError(f"{str(error.filename)!r} cannot be read ({error.strerror}); change its permissions.")
+
+    for folder, subfolders, files in os.walk(root, onerror=stop):
+        path = Path(folder)
+        if len(path.parts) - len(root.parts) > MAX_DEPTH:
+            raise InputError(f"{str(root)!r} holds folders in more than {MAX_DEPTH} folders; flatten it.")
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        yield path, subfolders, [name for name in files if not is_hidden(name)]
+
+
 class FolderStore(NamedStore):
     """A folder, with all its subfolders.
 
@@ -84,19 +106,12 @@ class FolderStore(NamedStore):
         super().__init__()
         self.root = root
         real_root = root.resolve()
-
-        def stop(error: OSError) -> None:
-            raise InputError(f"{str(error.filename)!r} cannot be read ({error.strerror}); change its permissions.")
-
-        for folder, subfolders, files in os.walk(root, onerror=stop):
-            subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        for folder, subfolders, files in walk(root):
             for name in subfolders:
-                if (link := Path(folder, name)).is_symlink():
+                if (link := folder / name).is_symlink():
                     raise InputError(f"{str(link)!r} is a link to a folder; put the folder itself in its place.")
             for name in files:
-                if is_hidden(name):
-                    continue
-                path = Path(folder, name)
+                path = folder / name
                 if path.is_symlink() and not leads_within(path, real_root):
                     raise InputError(f"{str(path)!r} is a link out of the folder; put the file itself in its place.")
                 self._list(path.relative_to(root).as_posix())
@@ -166,8 +181,12 @@ class ZipStore(NamedStore):
             raise InputError(
                 f"{what} is not a readable zip ({' '.join(str(error).split())}); get a whole copy."
             ) from None
+        if sum(member.compress_size for member in members) > path.stat().st_size:
+            raise InputError(f"{what} holds files that share their bytes: refused as a zip bomb.")
         for member in members:
             name = member.filename
+            if len(name) > MAX_NAME_LETTERS:
+                raise InputError(f"{what} holds {name[:80]!r}..., a name of {len(name)} letters; shorten it.")
             parts = name.replace("\\", "/").split("/")
             if parts[0] == "" or parts[0].endswith(":") or ".." in parts:
                 raise InputError(f"{what} holds {name!r}, a path that leads out of it; make the zip anew without it.")
@@ -176,7 +195,7 @@ class ZipStore(NamedStore):
             if member.flag_bits & 1:
                 raise InputError(f"{what} is encrypted ({name!r}); unpack it with its password first.")
             size, packed = member.file_size, member.compress_size
-            if size > MAX_FILE_BYTES or (size > 64 * 2**20 and size > 1000 * packed):
+            if size > MAX_FILE_BYTES or (size > 64 * 2**20 and size > MAX_RATIO * packed):
                 raise InputError(f"{what} holds {name!r}, {packed} bytes that unpack to {size}: refused as a zip bomb.")
             self._list(name)
         self.names.sort()

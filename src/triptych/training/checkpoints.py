@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import pickletools
 import warnings
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
@@ -94,10 +96,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         InputError: If it is missing, damaged, or no checkpoint.
     """
     try:
+        if not path.is_file():  # a pipe would wait for ever
+            raise InputError(f"{path} is damaged (it is no file).")
         if not _is_sound(path):
             raise InputError(f"{path} is damaged (its checksum does not hold).")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the pickle's version, before it is refused
+            _check_frugal(path)
             values = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(values, dict):
             raise InputError(f"{path} is damaged (it is no checkpoint).")
@@ -109,11 +114,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({first}).") from None
 
 
+def _check_frugal(path: Path) -> None:
+    """Refuses a checkpoint that would take more memory than it has bytes: torch unpacks, and makes what a pickle says.
+
+    Raises:
+        ValueError: If the file is compressed, or has its reader make an array of any length.
+        zipfile.BadZipFile: If it is not in the format of torch.save.
+    """
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("it is compressed")
+        for member in members:
+            if not member.filename.endswith(".pkl"):
+                continue
+            for operation, argument, _ in pickletools.genops(archive.read(member)):
+                if operation.name == "GLOBAL" and "bytearray" in str(argument):
+                    raise ValueError("it holds a bytearray")
+
+
 def _is_sound(path: Path) -> bool:
     """Whether a file ends in the digest of what stands before: torch itself reads flipped bits without a word."""
     n_seal = len(SEAL) + _N_DIGEST
     digest, left = hashlib.sha256(), path.stat().st_size - n_seal
     with open(path, "rb") as file:
+        file.seek(max(0, left))
+        if not file.read().startswith(SEAL):  # which spares reading what is long and empty
+            return False
+        file.seek(0)
         while left > 0 and (piece := file.read(min(_CHUNK, left))):
             digest.update(piece)
             left -= len(piece)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,38 @@ from torch import Tensor
 from triptych.errors import InputError
 from triptych.files import write_atomically, write_text
 
+MAX_JSON_BYTES = 2**24
+MAX_RECORD_BYTES = 2**28
+MAX_HEADER_BYTES = 2**22
+"""Of a file of weights; a tensor takes some hundred."""
+
 
 def write_json(path: Path, values: Any) -> None:
     """Writes plain values as JSON, atomically."""
     write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+def _check_size(path: Path, most: int) -> None:
+    """Refuses what has no end to read to: a pipe would wait for ever, and a device fill the memory.
+
+    Raises:
+        InputError: If the path is no file, or one of more bytes than such a file has.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is missing; {path.parent} is not a complete run folder.")
+    if path.stat().st_size > most:
+        raise InputError(f"{path} has more than {most // 2**20} MiB; no run writes such a file. Restore it.")
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file of a run folder.
 
     Raises:
-        InputError: If the file is missing or is not JSON.
+        InputError: If the file is missing, absurdly large, or is not JSON.
     """
+    _check_size(path, MAX_JSON_BYTES)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path} is missing; {path.parent} is not a complete run folder.") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, a number of a thousand digits; nested deeply
         raise InputError(f"{path} is not readable as JSON ({error}); restore it or train again.") from None
 
@@ -89,21 +106,24 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: If the file is missing or damaged.
     """
-    if not path.is_file():
-        raise InputError(f"{path} is missing; {path.parent} is not a complete run folder.")
+    _check_size(path, sys.maxsize)
     try:
+        with path.open("rb") as file:
+            if (n_header := int.from_bytes(file.read(8), "little")) > MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {n_header} bytes")
         with safetensors.safe_open(path, "pt"):  # checks the header against the file's length before anything is read
             content = path.read_bytes()
         state = safetensors.torch.load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = json.loads(content[8 : 8 + n_header])
+        wrong = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
     except Exception as error:  # safetensors raises its own type, and OSError for short files
         raise InputError(f"{path} is damaged ({error}); restore it or train again.") from None
     # Files from elsewhere have no checksum.
     digest = header.get("__metadata__", {}).get("sha256")
     if digest is not None and digest != hashlib.sha256(_data_of(content)).hexdigest():
         raise InputError(f"{path} is damaged (its checksum does not hold); restore it or train again.")
-    if wrong := next((name for name, tensor in state.items() if tensor.isnan().any()), None):
-        raise InputError(f"{path} holds NaN in {wrong!r}; restore it or train again.")
+    if wrong is not None:
+        raise InputError(f"{path} holds NaN or infinity in {wrong!r}; restore it or train again.")
     return state
 
 
@@ -152,17 +172,20 @@ class Records:
         """All whole records of a file: a line torn by a crash is dropped, and what is no record or no number."""
         if not path.is_file():
             return []
+        _check_size(path, MAX_RECORD_BYTES)
         records = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                record = json.loads(line)
-                if (
-                    isinstance(record, dict)
-                    and is_number(record.get("step"))
-                    and is_number(record.get("elapsed_seconds"))
-                ):
-                    is_event = isinstance(record.get("event"), str)
-                    records.append({key: value for key, value in record.items() if is_event or is_number(value)})
+        with path.open("rb") as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError, RecursionError):
+                    record = json.loads(line)
+                    if (
+                        isinstance(record, dict)
+                        and is_number(record.get("step"))
+                        and is_number(record.get("elapsed_seconds"))
+                        and min(record["step"], record["elapsed_seconds"]) >= 0
+                    ):
+                        is_event = isinstance(record.get("event"), str)
+                        records.append({key: value for key, value in record.items() if is_event or is_number(value)})
         return records
 
 

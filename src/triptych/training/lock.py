@@ -24,13 +24,18 @@ class RunLock:
     Arguments:
         folder: The run folder, which must exist.
     Raises:
-        InputError: If another process, or another training of this one, holds it.
+        InputError: If another process, or another training of this one, holds it, or if it holds links.
     """
 
     NAME = "run.lock"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        for path in folder.iterdir():
+            if path.is_symlink():  # A training appends to its files, and would do so to any file they lead to.
+                raise InputError(f"{path} is a link; put what it leads to in its place, or train into another folder.")
+            if not (path.is_file() or path.is_dir()):
+                raise InputError(f"{path} is neither a file nor a folder; remove it.")
         self.file = os.open(folder / self.NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -186,4 +186,12 @@ def read_run(folder: Path | str) -> tuple[GenerativeModel, dict[str, Any]]:
     except RuntimeError as error:
         first = str(error).splitlines()[-1].strip()
         raise InputError(f"{folder}/model.safetensors does not fit config.json: {first}") from None
-    return model.eval(), config
+    model.eval()
+    if not model.phases():  # Parameters of distributions, which not any numbers can be; the others take all.
+        labels = torch.arange(model.n_classes) if model.n_classes else None
+        try:
+            model.sample(max(1, model.n_classes), labels=labels, generator=torch.Generator().manual_seed(0))
+        except RuntimeError as error:
+            first = (str(error).splitlines() or [""])[0]
+            raise InputError(f"{folder}/model.safetensors holds no distribution ({first}); train again.") from None
+    return model, config
