@@ -6,18 +6,27 @@ import hashlib
 import pickletools
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from triptych.errors import InputError
 from triptych.files import write_atomically
+from triptych.training.files import is_number
 
 SEAL = b"sha256:"
 """What stands before the digest at the end of a checkpoint; `torch.load` takes no notice of either."""
 _N_DIGEST = hashlib.sha256().digest_size
 _CHUNK = 2**22
+_COUNTS = [
+    *("step", "position", "waited", "rise_from", "since", "metrics_bytes"),
+    *("n_validations", "n_films", "n_validation_items"),
+]
+_NUMBERS = ("seconds", "rate_factor")
+_NAMED_NUMBERS = ("gradient_norms", "latest", "sums")
 
 
 class Checkpoints:
@@ -106,6 +115,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             values = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(values, dict):
             raise InputError(f"{path} is damaged (it is no checkpoint).")
+        for tensor in _tensors(values):
+            if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+                raise ValueError("a tensor is longer than what it holds")
         return values
     except InputError:
         raise
@@ -131,6 +143,47 @@ def _check_frugal(path: Path) -> None:
             for operation, argument, _ in pickletools.genops(archive.read(member)):
                 if operation.name == "GLOBAL" and "bytearray" in str(argument):
                     raise ValueError("it holds a bytearray")
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """All the tensors within plain values, which may hold each other in a circle."""
+    left, seen = [values], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, dict | list | tuple | set) and id(value) not in seen:
+            seen.add(id(value))
+            left += value.values() if isinstance(value, dict) else value
+
+
+def check_kinds(values: dict[str, Any]) -> None:
+    """Refuses a checkpoint whose plain values are not what the loop reckons with.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: Naming the first that is something else.
+    """
+    wrong = [name for name in _COUNTS if not (type(values[name]) is int and 0 <= values[name] < 2**63)]
+    wrong += [name for name in _NUMBERS if not is_number(values[name])]
+    wrong += [
+        name
+        for name in _NAMED_NUMBERS
+        if not isinstance(values[name], dict)
+        or not all(
+            isinstance(key, str) and isinstance(value, int | float | Tensor) for key, value in values[name].items()
+        )
+    ]
+    wrong += ["stage"] * (len(values["stage"]) != 3 or not all(map(is_number, values["stage"])))
+    findings, best = values["findings"], values["best"]
+    if not isinstance(findings, list) or not all(isinstance(finding, str) for finding in findings):
+        wrong.append("findings")
+    if best is not None and not (is_number(best["score"]) and type(best["step"]) is int):
+        wrong.append("best")
+    if not (values["ended"] is None or isinstance(values["ended"], str)):
+        wrong.append("ended")
+    if wrong:
+        raise ValueError(f"{wrong[0]} is {str(values[wrong[0]])[:80]}")
 
 
 def _is_sound(path: Path) -> bool:

@@ -7,7 +7,7 @@ block are put together when the block runs, and let go of afterwards (Rajbhandar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -114,13 +114,41 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     )
 
 
+def check_fits(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Refuses a state that `load_weights` cannot load.
+
+    Raises:
+        ValueError: If names or shapes are others.
+    """
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in state.items()} != shapes:
+        raise ValueError("weights have other names or shapes")
+
+
+def check_moments(weights: Sequence[Tensor], state: Mapping[str, Any]) -> None:
+    """Refuses moments that are not shaped like their weights: a fused step would write beyond their end.
+
+    Raises:
+        ValueError: Naming the first.
+    """
+    for number, of in state["state"].items():
+        shapes = {"exp_avg": weights[number].shape, "exp_avg_sq": weights[number].shape, "step": torch.Size()}
+        if {key: value.shape for key, value in of.items()} != shapes:
+            raise ValueError(f"the moments of weight {number} are not shaped like it")
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`optimizer.load_state_dict` of whole tensors."""
+    """`optimizer.load_state_dict` of whole tensors, but for the settings, which are the optimiser's own.
+
+    Raises:
+        ValueError: As of `check_moments`.
+    """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    check_moments(weights, state)
     moments = {
         number: {
             key: part_of(value, weights[number]) if isinstance(value, Tensor) else value for key, value in of.items()
         }
         for number, of in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": moments})
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})

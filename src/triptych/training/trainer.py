@@ -46,7 +46,7 @@ from triptych.models.base import (
 )
 from triptych.spaces import PointSpace
 from triptych.training import sharding
-from triptych.training.checkpoints import Checkpoints
+from triptych.training.checkpoints import Checkpoints, check_kinds
 from triptych.training.cost import Cost
 from triptych.training.devices import precision_of, start
 from triptych.training.files import NoRecords, Records, write_weights
@@ -377,8 +377,10 @@ class Trainer:
         try:
             sharding.load_weights(self.model, saved["model"])
             sharding.load_weights(self.ema, saved["ema"])
+            for phase, state in zip(self.phases, saved["optimizers"], strict=True):
+                sharding.check_moments(list(phase.parameters), state)
             self.inherited, step = saved["optimizers"], saved["step"]
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             first = str(error).splitlines()[-1].strip()
             raise InputError(f"The weights of {run} do not fit ({first}); give the same space and options.") from None
         self._say(f"Beginning with the weights that {run} had after step {step}.")
@@ -511,9 +513,7 @@ class Trainer:
             self._restore(optimizers)
         elif self.inherited is not None:
             for optimizer, state in zip(optimizers, self.inherited, strict=True):
-                # Learning rates, betas and decay are those of the new run.
-                groups = optimizer.state_dict()["param_groups"]
-                sharding.load_optimizer(optimizer, {"state": state["state"], "param_groups": groups})
+                sharding.load_optimizer(optimizer, state)
             self.inherited = None
         records = self._records()
         self.start_time = time.perf_counter()
@@ -984,8 +984,10 @@ class Trainer:
         try:
             if saved["format"] != CHECKPOINT_FORMAT:
                 raise InputError(f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}.")
+            check_kinds(saved)
             self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
             self.stage, self.stage_began, self.stage_first_step = saved["stage"]
+            self.stages[self.stage]
             sharding.load_weights(self.model, saved["model"])
             sharding.load_weights(self.ema, saved["ema"])
             for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
@@ -993,6 +995,8 @@ class Trainer:
             self.noise.set_state(saved["noise"])
             self._set_global_states(saved["global_noise"])
             self.best, self.waited, self.ended = saved["best"], saved["waited"], saved["ended"]
+            if self.best is not None:
+                sharding.check_fits(self.ema, self.best["state"])
             self.gradient_norms, self.latest = saved["gradient_norms"], saved["latest"]
             self.rate_factor, self.rise_from = saved["rate_factor"], saved["rise_from"]
             self.findings = saved["findings"]
@@ -1001,7 +1005,7 @@ class Trainer:
             self.n_validations, self.n_films = saved["n_validations"], saved["n_films"]
             self.n_validation_items = saved["n_validation_items"]
             self.sums, self.since, self.metrics_bytes = saved["sums"], saved["since"], saved["metrics_bytes"]
-        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{path} does not fit the run ({str(error).splitlines()[0]}); train anew.") from None

@@ -25,6 +25,7 @@ from triptych.evaluation.two_sample import (
     precision_recall,
 )
 from triptych.spaces import ImageSpace, PointSpace
+from triptych.training.files import is_number
 
 Trouble = Literal["mode collapse", "missing modes", "divergence", "a discriminator that has won", "memorising"]
 
@@ -238,6 +239,8 @@ class Watch:
         return {"looks": [asdict(look) for look in self.looks], "active": sorted(self.active)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        if not all(value is None or is_number(value) for look in state["looks"] for value in look.values()):
+            raise ValueError("a look at the samples is no numbers")
         self.looks = [Look(**look) for look in state["looks"]]
         self.active = set(state["active"])
 
