@@ -178,8 +178,11 @@ def check_kinds(values: dict[str, Any]) -> None:
     findings, best = values["findings"], values["best"]
     if not isinstance(findings, list) or not all(isinstance(finding, str) for finding in findings):
         wrong.append("findings")
-    if best is not None and not (is_number(best["score"]) and type(best["step"]) is int):
+    is_best = isinstance(best, dict) and is_number(best["score"]) and type(best["step"]) is int
+    if not (best is None or is_best):
         wrong.append("best")
+    if not isinstance(values["optimizers"], list) or not all(isinstance(of, dict) for of in values["optimizers"]):
+        wrong.append("optimizers")
     if not (values["ended"] is None or isinstance(values["ended"], str)):
         wrong.append("ended")
     if wrong:
