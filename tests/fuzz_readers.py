@@ -87,10 +87,8 @@ def main() -> int:
         command = [sys.executable, __file__, name, "--seconds", str(max(1, given.seconds // len(names)))]
         done = subprocess.run(command, capture_output=True, text=True)
         n_runs = [line.split()[-1] for line in done.stderr.splitlines() if "number_of_executed_units" in line]
-        print(
-            f"{name:24}{n_runs[0] if n_runs else '?':>10} inputs  {'FAILED' if done.returncode else 'sound'}",
-            flush=True,
-        )
+        verdict = f"FAILED ({done.returncode})" if done.returncode else "sound"
+        print(f"{name:24}{n_runs[0] if n_runs else '?':>10} inputs  {verdict}", flush=True)
         if done.returncode:
             failed.append(name)
             print((done.stdout + done.stderr)[-3000:])

@@ -593,6 +593,58 @@ files(
 )
 
 
+# --- the text files of binary MNIST, and CIFAR's archive --------------------------------------------------------------
+
+AMAT = [f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test")]
+for key, content in (
+    ("text", b"hello"),
+    ("a pickle", PICKLE),
+    ("a number above 1", b"2 " * 783 + b"2\n"),
+    ("commas", b"1," * 783 + b"1\n"),
+    ("no end of line", b"1 " * 784),
+    ("nothing", b""),
+):
+    files(f"amat: {key}", dict.fromkeys(AMAT, content), "is not lines of 784 zeros and ones")
+files("amat: a part missing", {AMAT[0]: b"1 " * 783 + b"1\n"}, "binarized_mnist_valid.amat' is missing")
+
+
+@case("amat: of a gibibyte and a half", "is not lines of 784 zeros and ones")
+def _(folder: Path) -> list[str]:
+    (folder / "set").mkdir()
+    for name in AMAT:
+        with open(folder / "set" / name, "wb") as sparse:
+            sparse.truncate(1568 * 2**20)
+    return words("data show set")
+
+
+CIFAR = "cifar-10-binary.tar.gz"
+BATCH = "data_batch_1.bin"
+for key, content, says in (
+    ("text", b"hello", "cannot be read"),
+    ("a bomb", gzip.compress(bytes(2**28)), "lacks data_batch_1.bin"),
+    ("a device", gzip.compress(tar((BATCH, None, {"type": tarfile.CHRTYPE}))), "is not one file of 30730000 bytes"),
+    (
+        "a link",
+        gzip.compress(tar((BATCH, None, {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd"}))),
+        "is not one file of 30730000 bytes",
+    ),
+    ("a batch cut short", gzip.compress(tar_header(BATCH, 30_730_000) + bytes(1024)), "cannot be read"),
+    ("a batch of a pickle", gzip.compress(tar((BATCH, PICKLE, {}))), "is not one file of 30730000 bytes"),
+    ("a size below 0", gzip.compress(tar_header(BATCH, -5) + bytes(1024)), "is not one file of 30730000 bytes"),
+    ("a name of 2 GiB", gzip.compress(tar_header("././@LongLink", 2**31, b"L") + bytes(2**24)), "cannot be read"),
+    (
+        "holes that are no numbers",
+        gzip.compress(
+            tar_header("pax", 512, b"x")
+            + b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n24 GNU.sparse.map=a,b,c,d".ljust(512, b"\0")
+            + tar(("x", b"", {}))
+        ),
+        "cannot be read",
+    ),
+):
+    file(CIFAR, content, says, key=f"cifar: {key}")
+
+
 # --- image files ------------------------------------------------------------------------------------------------------
 
 
@@ -702,6 +754,33 @@ files(
     {**GOOD, "z.png": png(8, 8, zlib.compress(bytes(72)), depth=16, colour=2)},
     "has more than 8 bits a colour",
 )
+
+
+@case("images: a JPEG of 400 passes over 64 megapixels", "a JPEG of 406 scans")
+def _(folder: Path) -> list[str]:
+    (folder / "set").mkdir()
+    stream = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(stream, "jpeg", progressive=True)
+    content = stream.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    (folder / "set" / "bad.jpg").write_bytes(content[:-2] + scan * 400 + content[-2:])
+    return words("data show set")
+
+
+@case("images: 64 megapixels that are transparent", "is 8000x8000")
+def _(folder: Path) -> list[str]:
+    (folder / "set").mkdir()
+    (folder / "set" / "a.png").write_bytes(PNG)
+    Image.new("LA", (8000, 8000), (1, 2)).save(folder / "set" / "b.png", compress_level=1)
+    return words("data show set")
+
+
+@case("images: 300 folders in each other", "in more than 200 folders")
+def _(folder: Path) -> list[str]:
+    deep = folder / "set" / "/".join("a" * 300)
+    deep.mkdir(parents=True)
+    (deep / "a.png").write_bytes(PNG)
+    return words("data show set")
 
 
 @case("images: a link out of the folder", "is a link out of the folder")
@@ -902,7 +981,7 @@ def _(folder: Path) -> list[str]:
     return words("data show set.zip")
 
 
-@case("zip: a million entries", "holds 'a.png' twice")
+@case("zip: a million entries", "share their bytes: refused as a zip bomb")
 def _(folder: Path) -> list[str]:
     n, entry = 1_000_000, zipped({"a.png": PNG})
     start = entry.index(b"PK\x01\x02")
@@ -927,6 +1006,32 @@ def _(folder: Path) -> list[str]:
     assert second > first
     (folder / "set.zip").write_bytes(both)
     return words("data show set.zip")
+
+
+@case("zip: a thousand files in the same bytes", "share their bytes: refused as a zip bomb")
+def _(folder: Path) -> list[str]:
+    inner = bytes(2**24)
+    packed = zlib.compress(inner, 9)[2:-4]
+    header = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 8, 0, 0, 0, len(packed), len(inner), 8, 0)
+    content, length, total, entries = header + b"0000.png" + packed, len(packed), len(inner), []
+    for number in range(1, 1000):  # each file begins with the header of the one before, as bytes that are not packed
+        entries.append((length, total))
+        length, total = length + len(header) + 8 + 5, total + len(header) + 8
+        outer = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 8, 0, 0, 0, length, total, 8, 0) + b"%04d.png" % number
+        quoted = len(header) + 8
+        content = outer + struct.pack("<BHH", 0, quoted, quoted ^ 0xFFFF) + content
+    entries.append((length, total))
+    directory, place = b"", 0
+    for number, (length, total) in reversed(list(enumerate(entries))):
+        fields = (20, 20, 0, 8, 0, 0, 0, length, total, 8, 0, 0, 0, 0, 0, place)
+        directory += struct.pack("<4s6H3I5H2I", b"PK\1\2", *fields) + b"%04d.png" % number
+        place += len(header) + 8 + 5
+    end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 1000, 1000, len(directory), len(content), 0)
+    (folder / "set.zip").write_bytes(content + directory + end)
+    return words("data show set.zip")
+
+
+file("long.zip", zipped({"a/" * 30_000 + "a.png": PNG}), "a name of 60005 letters", key="zip: a name of 60,000 letters")
 
 
 # --- WebDataset shards ------------------------------------------------------------------------------------------------
@@ -1067,12 +1172,16 @@ def checkpoint(key: str, change: Callable[[bytes], bytes], says: str) -> None:
 
 DAMAGED = "is damaged (its checksum does not hold)"
 checkpoint("a pickle", lambda content: PICKLE, DAMAGED)
-checkpoint("a pickle with a true checksum", lambda content: sealed(PICKLE), "is damaged (Weights only load failed")
-checkpoint("an object in torch's format", lambda content: sealed(torch_saved(Malice())), "is damaged (Weights only")
+checkpoint("a pickle with a true checksum", lambda content: sealed(PICKLE), "is damaged (File is not a zip file")
+checkpoint(
+    "an object in torch's format",
+    lambda content: sealed(torch_saved(Malice())),
+    "holds more than tensors and plain values",
+)
 checkpoint(
     "an object among values",
     lambda content: sealed(torch_saved({"step": 1, "model": Malice()})),
-    "is damaged (Weights only",
+    "holds more than tensors and plain values",
 )
 checkpoint("a flipped bit", lambda content: content[:999] + bytes([content[999] ^ 1]) + content[1000:], DAMAGED)
 checkpoint("cut", lambda content: content[:-1], DAMAGED)
@@ -1097,6 +1206,144 @@ def reshaped(content: bytes) -> bytes:
 
 
 checkpoint("weights of other shapes", reshaped, "fit")
+
+
+class Room:
+    """What has its reader take memory."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (3 * 2**30,)
+
+
+def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], bytes]:
+    """A change of what a checkpoint holds."""
+
+    def apply(content: bytes) -> bytes:
+        import torch
+
+        values = torch.load(io.BytesIO(content), weights_only=True)
+        change(values)
+        return sealed(torch_saved(values))
+
+    return apply
+
+
+def repacked(content: bytes) -> bytes:
+    """A checkpoint of 64 MiB of zeros, deflated."""
+    import torch
+
+    with zipfile.ZipFile(io.BytesIO(torch_saved({"step": 1, "model": {"a": torch.zeros(2**24)}}))) as archive:
+        return sealed(zipped({name: archive.read(name) for name in archive.namelist()}))
+
+
+def short_moments(values: dict[str, Any]) -> None:
+    """Makes the moments of all weights vectors of one number."""
+    for state in values["optimizers"]:
+        for moments in state["state"].values():
+            moments["exp_avg"] = moments["exp_avg"].flatten()[:1].clone()
+
+
+def long_weights(values: dict[str, Any]) -> None:
+    """Makes a weight of one number claim a tebibyte."""
+    import torch
+
+    values["model"]["more"] = torch.zeros(1).expand(2**38)
+
+
+checkpoint("an array of 3 GiB", lambda content: sealed(torch_saved({"step": 1, "a": Room()})), "holds a bytearray")
+checkpoint(
+    "an array of 3 GiB, before the format is known", lambda content: sealed(pickle.dumps(Room(), 2)), "is damaged (File"
+)
+checkpoint("deflated", repacked, "it is compressed")
+checkpoint("a tensor that claims a tebibyte", edited(long_weights), "a tensor is longer than what it holds")
+# A fused step would write beyond the end of these.
+checkpoint("moments of other shapes", edited(short_moments), "not shaped like it")
+for name, to in (
+    ("step", None),
+    ("step", "one"),
+    ("step", -1),
+    ("step", 2**70),
+    ("position", "x"),
+    ("seconds", "x"),
+    ("seconds", float("nan")),
+    ("stage", (99, 0.0, 0)),
+    ("stage", ("x", 0.0, 0)),
+    ("best", 3),
+    ("best", {"score": 1.0, "step": 1, "state": {}}),
+    ("findings", [3]),
+    ("sums", {"a": "x"}),
+    ("latest", [1]),
+    ("optimizers", []),
+    ("ended", 3),
+    ("metrics_bytes", -1),
+    ("noise", None),
+    ("global_noise", (3, [])),
+):
+
+    def build(folder: Path, name: str = name, to: Any = to) -> list[str]:
+        run = copy_run(folder, "vae")
+        (run / "summary.json").unlink()
+        for path in (run / "checkpoints").iterdir():
+            path.write_bytes(edited(lambda values: values.update({name: to}))(path.read_bytes()))
+        return words("fit --resume vae")
+
+    put(f"checkpoint: {name} = {str(to)[:30]}", "vae/checkpoints does not fit the run", build)
+
+
+# --- what is no plain file in a run folder ----------------------------------------------------------------------------
+
+
+def endless(path: Path) -> None:
+    """A link to what never ends."""
+    path.symlink_to("/dev/zero")
+
+
+def hollow(path: Path) -> None:
+    """A file of 30 GiB that takes no room."""
+    with open(path, "wb") as sparse:
+        sparse.truncate(30 * 2**30)
+
+
+def elsewhere(path: Path) -> None:
+    """A link to a file beside the run folder."""
+    (path.parent.parent / "precious").write_text("precious\n" * 99)
+    path.symlink_to("../precious")
+
+
+def replaced(name: str, make: Callable[[Path], object], says: str, template: str) -> None:
+    """Adds a case of a run in which a file, or the latest checkpoint, is no file."""
+
+    def build(folder: Path) -> list[str]:
+        run = copy_run(folder, "vae")
+        if "--resume" in template:
+            (run / "summary.json").unlink()
+        path = run / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        if name.endswith(".pt"):
+            shutil.rmtree(path.parent)
+            path.parent.mkdir()
+        make(path)
+        return words(template, "vae")
+
+    put(f"{name}: {make.__name__}, {template.split(' {')[0]}", says, build)
+
+
+SAMPLE, RESUME = "sample {}", "fit --resume {}"
+REPORT = "report {} --out page --features random --no-discriminator"
+for name, template in (("config.json", SAMPLE), ("summary.json", REPORT)):
+    replaced(name, os.mkfifo, f"{name} is missing", template)
+    replaced(name, endless, f"{name} is missing", template)
+    replaced(name, os.mkdir, f"{name} is missing", template)
+    replaced(name, hollow, f"{name} has more than 16 MiB", template)
+replaced("metrics.jsonl", hollow, "metrics.jsonl has more than 256 MiB", REPORT)
+for name in ("metrics.jsonl", "run.lock", "checkpoints", "samples", "config.json", "model.safetensors"):
+    replaced(name, elsewhere, f"vae/{name} is ", RESUME)
+replaced("run.lock", os.mkfifo, "run.lock is neither a file nor a folder", RESUME)
+for make, says in ((os.mkfifo, "it is no file"), (endless, "it is no file"), (os.mkdir, "it is no file")):
+    replaced("checkpoints/step-00000002.pt", make, says, RESUME)
+replaced("checkpoints/step-00000002.pt", hollow, "its checksum does not hold", RESUME)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
@@ -1187,8 +1434,34 @@ weights(
 weights("cut", lambda content: content[:-1], "is damaged")
 weights("a byte more", lambda content: content + b"x", "is damaged")
 weights("other shapes", altered(to_other), "does not fit config.json")
-weights("NaN", altered(to_nan), "holds NaN in")
-weights("NaN, from elsewhere", altered(to_nan, seal=False), "holds NaN in", "evaluate {}")
+weights("NaN", altered(to_nan), "holds NaN or infinity in")
+weights("NaN, from elsewhere", altered(to_nan, seal=False), "holds NaN or infinity in", "evaluate {}")
+
+
+def filled(value: float) -> Callable[[dict[str, Any]], None]:
+    """Makes all floats one number."""
+
+    def change(state: dict[str, Any]) -> None:
+        for tensor in state.values():
+            if tensor.is_floating_point():
+                tensor.fill_(value)
+
+    return change
+
+
+weights("infinity", altered(filled(np.inf)), "holds NaN or infinity in")
+MANY = b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % number for number in range(100_000))
+in_run("100,000 tensors", WEIGHTS, safetensors(b"{" + MANY + b"}"), "is damaged (a header of")
+EIGHT = {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}
+in_run("numbers of 8 bits", WEIGHTS, safetensors({"a": EIGHT}, bytes(8)), "is damaged")
+for value in (0.0, -1.0, 1e38):
+
+    def build(folder: Path, value: float = value) -> list[str]:
+        path = copy_run(folder, "gaussian_mixture") / WEIGHTS
+        path.write_bytes(altered(filled(value))(path.read_bytes()))
+        return words("sample gaussian_mixture")
+
+    put(f"{WEIGHTS}: a mixture of {value}", "holds no distribution", build)
 
 
 @case(f"{WEIGHTS}: a folder", "is missing")
@@ -1415,7 +1688,6 @@ def page_is_clean(folder: Path, out: str, err: str) -> None:
 
 # --- the rest of a run folder -----------------------------------------------------------------------------------------
 
-REPORT = "report {} --out page --features random --no-discriminator"
 for key, content, says in (
     ("a pickle", PICKLE, "is not readable as JSON"),
     ("a list", "[]", "summary.json is not the end of a training"),
@@ -1467,6 +1739,12 @@ for key, record in (
     ("samples of a number", '{"event": "samples", "step": 1, "elapsed_seconds": 1, "file": 3}'),
     ("samples of no file", '{"event": "samples", "step": 1, "elapsed_seconds": 1}'),
     ("samples of no time", '{"event": "samples", "step": 1, "file": "samples/0.npy"}'),
+    ("a time below 0", '{"step": 3, "elapsed_seconds": -5, "train/loss": 2}'),
+    ("10^299 steps", '{"step": 1e299, "elapsed_seconds": 1e299, "train/loss": 2}'),
+    (
+        "5000 curves",
+        "\n".join(f'{{"step": {i}, "elapsed_seconds": {i}, "x{i}/loss{i}": 3}}' for i in range(5000)),
+    ),
 ):
 
     def build(folder: Path, record: str = record) -> list[str]:
@@ -1561,6 +1839,29 @@ for key, name in (
         return words(f"fit vae {{}} --set hidden=8 --out {{}} {SMALL}", BASE / "images.npz", name)
 
     put(f"names: run folder with {key}", "parameters", build_run, lambda folder, out, err: None)
+
+
+@case("names: classes that are not UTF-8, or have lines", "plain\\nitem...", has_run("data-set.png"))
+def _(folder: Path) -> list[str]:
+    for label in (b"\xff\xfe", b"plain\nitems: 9"):
+        place = os.path.join(os.fsencode(folder), b"set", label)
+        os.makedirs(place)
+        for number in range(8):
+            with open(os.path.join(place, b"%d.png" % number), "wb") as out:
+                out.write(PNG)
+    return words("data show set")
+
+
+@case("names: page of a run whose settings are markup", "Report: page/report.html", page_is_clean)
+def _(folder: Path) -> list[str]:
+    def change(values: dict[str, Any]) -> None:
+        values["environment"] = {SCRIPT: SCRIPT, "system": 3, "python": [SCRIPT]}
+        values["data"]["name"], values["class_names"], values["train"]["budget"] = SCRIPT, [SCRIPT], SCRIPT
+
+    edit_json(copy_run(folder, "vae") / "config.json", change)
+    return words(REPORT, "vae")
+
+
 for key, name in (("no number", "$\\frac{$"), ("a macro", "$\\input{/etc/passwd}$"), ("percent", "100%s %d {0}")):
 
     def build(folder: Path, name: str = name) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import io
+import pickle
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -322,6 +323,8 @@ def _read_weights(file: Path, key: str) -> tuple[dict[str, Tensor], str]:
                 state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file fails in a dozen ways
         line = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch's own words are advice to run the code
+            line = "it holds something else"
         raise InputError(
             f"{file} cannot be read as plain tensors ({line}); give the weights of {key!r} as .safetensors, or as "
             "torch.save writes a state_dict."

@@ -20,6 +20,8 @@ SMOOTHING = 40
 """The smooth line averages over the values divided by this."""
 UNITLESS = frozenset({"loss", "logit", "score", "penalty", "accuracy", "probability"})
 """Quantities without a unit: terms that have one of these words share axes."""
+MAX_SERIES = 200
+"""Curves of a run, of which none has a tenth."""
 N_STYLES = 4
 """Line styles that style.css has."""
 
@@ -64,7 +66,7 @@ def series_of(records: Iterable[dict[str, Any]]) -> list[Series]:
         kind = next((word for word in name.split(" ") if word in UNITLESS), name)
         seconds, values = np.array(pairs).T
         all_series.append(Series(source, name, unit or kind, seconds, values))
-    return all_series
+    return all_series[:MAX_SERIES]
 
 
 def learning_curves(records: tuple[dict[str, Any], ...], title: str) -> list[Html]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import pickletools
 import warnings
 import zipfile
@@ -121,6 +122,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return values
     except InputError:
         raise
+    except pickle.UnpicklingError:  # torch's own words are advice to run the code
+        raise InputError(f"{path} is damaged (it holds more than tensors and plain values).") from None
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError on what it cannot read
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is damaged ({first}).") from None
