@@ -34,12 +34,18 @@ REPEATED = (
 )
 REPEATED += ("reconstruct:", "interpolate:", "traverse:", "translate:", "probe:", "evaluate:", "report:", "features:")
 """What takes long, or meets another verb with what one has met already."""
+MANY = ("config.json", "checkpoint", "names", "model.safetensors", "tar")
+"""Kinds with so many cases that every fourth is enough of the quick tests."""
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * name.startswith(REPEATED)) for name in sorted(hostile.CASES)],
-)
+def cases() -> list[object]:
+    """All cases; those that can wait are marked slow."""
+    many = [name for name in sorted(hostile.CASES) if name.startswith(MANY) and not name.startswith(REPEATED)]
+    quick = {name for name in hostile.CASES if not name.startswith((*REPEATED, *MANY))} | set(many[::4])
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in quick)) for name in sorted(hostile.CASES)]
+
+
+@pytest.mark.parametrize("name", cases())
 def test_hostile(name: str, server: subprocess.Popen[str]) -> None:
     assert server.stdin is not None
     assert server.stdout is not None
