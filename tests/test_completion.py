@@ -23,6 +23,7 @@ from triptych.data.pictures import GROUND, blank_colour, image_grid, read_pictur
 from triptych.drawing import Bar, draw_images
 from triptych.errors import InputError
 from triptych.models.autoregressive import AutoregressiveDensity
+from triptych.ranks import part_seed
 from triptych.sampling.autoregressive import Sampler, Warp
 from triptych.spaces import ImageSpace
 
@@ -328,11 +329,16 @@ class TestAnimation:
 
 
 class TestDrawing:
-    def test_blocks_draw_what_one_call_draws(self) -> None:
+    def test_each_block_is_drawn_from_noise_of_its_own(self) -> None:
         model = model_for("pixel_cnn", ImageSpace(1, 2, 3, 4), 3)
         labels = torch.arange(700) % 3
-        whole = model.draw(700, labels=labels, generator=torch.Generator().manual_seed(5))
-        assert np.array_equal(draw_images(model, 700, labels=labels, seed=5, warp=Warp()), whole.numpy())
+        drawn = draw_images(model, 700, labels=labels, seed=5, warp=Warp())
+        for number, start in enumerate(range(0, 700, 256)):
+            of_block = labels[start : start + 256]
+            noise = torch.Generator().manual_seed(part_seed(5, number))
+            alone = model.draw(len(of_block), labels=of_block, generator=noise)
+            assert np.array_equal(drawn[start : start + 256], alone.numpy())
+        assert not np.array_equal(drawn[:256], drawn[256:512])
 
     @pytest.mark.parametrize("sampler", ["auto", "naive", "jacobi"])
     def test_a_terminal_sees_a_bar_and_nothing_else_does(
