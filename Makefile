@@ -25,7 +25,7 @@ soak: .venv/installed-dev
 
 # Some five minutes: readers on mutated files, and then guided by coverage where atheris is installed.
 fuzz: .venv/installed-dev
-	OMP_NUM_THREADS=1 TRIPTYCH_FUZZ=300 .venv/bin/python -m pytest -n $(WORKERS) tests/test_fuzz.py $(ARGS)
+	OMP_NUM_THREADS=1 TRIPTYCH_FUZZ=1500 .venv/bin/python -m pytest -n $(WORKERS) tests/test_fuzz.py $(ARGS)
 	OMP_NUM_THREADS=1 .venv/bin/python tests/fuzz_readers.py --seconds 120
 
 check: .venv/installed-dev

@@ -24,6 +24,8 @@ def server() -> Iterator[subprocess.Popen[str]]:
 
 REPEATED = (
     "names: page",
+    "names: samples",
+    "checkpoint: fork",
     "metrics.jsonl",
     "samples: ",
     "command: ",
