@@ -31,15 +31,25 @@ MANIFEST = ROOT / "examples" / "kubernetes" / "job.yaml"
 DOCKERFILE = MANIFEST.with_name("Dockerfile")
 SMALL = ["--batch-size", "16", "--set", "hidden=4", "--device", "cpu", "--validations", "2"]
 
-# Runs what follows its options once for each node, all at once, and hands SIGTERM on, as srun does.
+# Runs what follows its options once for each node, all at once. Like Slurm's own (src/srun/signals.c), it answers SIGTERM
+# by killing its tasks.
 SRUN = """
 import os, signal, subprocess, sys
+from pathlib import Path
 words = sys.argv[1:]
 while words[0].startswith("--"):
     words.pop(0)
 nodes = [subprocess.Popen(words) for _ in range(int(os.environ["SLURM_JOB_NUM_NODES"]))]
-signal.signal(signal.SIGTERM, lambda *_: [node.send_signal(signal.SIGTERM) for node in nodes])
+signal.signal(signal.SIGTERM, lambda *_: [node.kill() for node in nodes])
+Path(os.environ["TASKS"]).write_text(" ".join(str(node.pid) for node in nodes))
 sys.exit(max(node.wait() % 256 for node in nodes))
+"""
+SCANCEL = """
+import os, signal, sys
+from pathlib import Path
+assert sys.argv[1:] == ["--signal=TERM", os.environ["SLURM_JOB_ID"]]
+for pid in Path(os.environ["TASKS"]).read_text().split():
+    os.kill(int(pid), signal.SIGTERM)
 """
 SCONTROL = """
 import os, sys
@@ -67,7 +77,7 @@ def home(tmp_path: Path) -> Path:
     images = np.random.default_rng(0).integers(0, 2, (80, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "images.npz", images=images)
     (tmp_path / "bin").mkdir()
-    for name, code in {"srun": SRUN, "scontrol": SCONTROL, "torchrun": TORCHRUN}.items():
+    for name, code in {"srun": SRUN, "scancel": SCANCEL, "scontrol": SCONTROL, "torchrun": TORCHRUN}.items():
         put(tmp_path / "bin" / name, code)
     return tmp_path
 
@@ -81,6 +91,7 @@ def environment(home: Path, more: Mapping[str, str]) -> dict[str, str]:
     """What a scheduler's script finds, of which the paths are of this test."""
     own = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "TORCH"))}
     paths = {"DATA": str(home / "images.npz"), "RUN": str(home / "run"), "ASKED": str(home / "asked")}
+    paths |= {"TASKS": str(home / "tasks")}
     path = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
     return {**own, **path, **paths, "PROCESSES": "1", "OMP_NUM_THREADS": "1", **more}
 
@@ -203,12 +214,14 @@ class TestSlurm:
 
     @pytest.mark.slow
     def test_preempted_and_killed(self, home: Path) -> None:
-        """TERM saves and asks for nothing, since Slurm queues a preempted job itself; KILL is gone on from, too."""
+        """TERM, which Slurm sends to the script and the tasks, saves and asks for nothing, since Slurm queues a preempted
+        job itself; KILL is gone on from, too."""
         env, run = slurm(home, SLURM_JOB_NUM_NODES="1", PROCESSES="2"), home / "run"
         command = ["bash", str(SBATCH), "--budget", "800steps", *SMALL]
         first = begin(command, env)
         wait_for_steps(run, 20, first)
-        first.send_signal(signal.SIGTERM)
+        for pid in [first.pid, *map(int, (home / "tasks").read_text().split())]:
+            os.kill(pid, signal.SIGTERM)
         told = first.communicate(timeout=60)[0]
         assert first.returncode != 0
         assert f"Interrupted after step {steps_done(run)}, which is saved" in told
