@@ -6,8 +6,11 @@ import atexit
 import ctypes
 import logging
 import os
+import re
 import sys
+import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -99,9 +102,26 @@ def start(config: TrainConfig) -> Fabric:
 
 
 def _part() -> None:
-    """Ends the exchange between the processes; without, its threads would bring the process down as it exits."""
+    """Ends the exchange between the processes; without, its threads would bring the process down as it exits.
+
+    Something may still know of the exchange and keep its threads (a model that was cut; caches of DTensor). Then one
+    may be about to let go of a tensor: for that it needs Python, and without it aborts the process. Linux tells.
+    """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        deadline = time.monotonic() + 10
+        time.sleep(0.001)
+        while any(map(_is_at_work, Path("/proc/self/task").glob("*"))) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+
+def _is_at_work(thread: Path) -> bool:
+    """Whether a thread is one of an exchange, and does not sleep."""
+    try:
+        name, state = re.findall(r"\((.*)\) (.)", (thread / "stat").read_text())[0]
+    except OSError:  # It has ended.
+        return False
+    return "gloo" in name and state != "S"
 
 
 def keep_freed_memory() -> None:

@@ -43,8 +43,10 @@ class GradientMean:
         self.missing: list[int] = []
         """Parameters of each message whose gradient is not known yet."""
         self.sent: list[tuple[Tensor, Any]] = []
-        for parameter in parameters:
+        self.hooks = [
             parameter.register_post_accumulate_grad_hook(lambda found: self._known(place[id(found)]))
+            for parameter in parameters
+        ]
 
     @contextmanager
     def of_this_pass(self) -> Iterator[None]:
@@ -65,6 +67,14 @@ class GradientMean:
             parts = flat.split([parameter.numel() for parameter in message])
             gradients = [parameter.grad for parameter in message if parameter.grad is not None]
             torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+    def close(self) -> None:
+        """Lets go of the parameters, and of the group and its threads; all processes do this together."""
+        for hook in self.hooks:
+            hook.remove()
+        self.sent = []
+        torch.distributed.destroy_process_group(self.group)
+        del self.group
 
     def _known(self, place: int) -> None:
         if self.is_listening:

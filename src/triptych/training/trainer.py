@@ -537,6 +537,8 @@ class Trainer:
         finally:
             records.close()
             self.model.requires_grad_(True)
+        while self.gradient_means:
+            self.gradient_means.popitem()[1].close()
         return summary
 
     def _set_up(self) -> tuple[Any, list[Any]]:
