@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from chaos import differences
 
 import triptych
 from triptych import InputError, TrainingStopped
@@ -376,6 +377,26 @@ class TestFullDisk:
         with pytest.raises(TrainingStopped, match="the run folder is gone"):
             triptych.fit("vae", tiny, out=run, **FIT)
         assert not run.exists()
+
+
+def test_ended_before_the_end_was_noted(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last step's checkpoint is there, and that the training has ended is not: nothing is left to be trained."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    triptych.fit("vae", tiny, out=whole, **FIT)
+    write = Checkpoints.write
+
+    def write_and_die(self: Checkpoints, step: int, values: dict[str, Any]) -> None:
+        if values["ended"] is not None:
+            raise ConnectionAbortedError("dead")
+        write(self, step, values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "write", write_and_die)
+        with pytest.raises(TrainingStopped, match="dead"):
+            triptych.fit("vae", tiny, out=killed, **FIT)
+    assert steps_of(killed)[-1] == 12
+    triptych.fit("vae", tiny, out=killed, resume=True, **FIT)
+    assert differences(whole, killed) == []
 
 
 def test_chaos_in_short() -> None:

@@ -31,8 +31,8 @@ MANIFEST = ROOT / "examples" / "kubernetes" / "job.yaml"
 DOCKERFILE = MANIFEST.with_name("Dockerfile")
 SMALL = ["--batch-size", "16", "--set", "hidden=4", "--device", "cpu", "--validations", "2"]
 
-# Runs what follows its options once for each node, all at once. Like Slurm's own (src/srun/signals.c), it answers SIGTERM
-# by killing its tasks.
+# Runs what follows its options once for each node, all at once. Like Slurm's own (src/srun/signals.c), it answers
+# SIGTERM by killing its tasks.
 SRUN = """
 import os, signal, subprocess, sys
 from pathlib import Path

@@ -942,7 +942,8 @@ class Trainer:
         state = {
             "model": sharding.full(self.model.state_dict()),
             "ema": sharding.full(averaged.state_dict()),
-            "optimizers": [sharding.full(optimizer.state_dict()) for optimizer in optimizers],
+            # The settings are of the config and the schedule, and a step sets them.
+            "optimizers": [{"state": sharding.full(optimizer.state_dict()["state"])} for optimizer in optimizers],
             "best": sharding.full(self.best),
         }
         if not self.is_writer:
