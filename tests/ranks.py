@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
-from triptych import load_data
+from triptych import ImageSpace, load_data
 from triptych.config import TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.models.registry import create_model
@@ -66,7 +67,24 @@ def starve_exchange() -> None:
             os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
 
 
+def tell_parts(folder: Path) -> None:
+    """Writes the share of a VAE's weights that this process holds, and has while it uses them, to RANK.json."""
+    fabric = start(TrainConfig(device="cpu", strategy="fsdp"))
+    model = create_model("vae", ImageSpace(1, 8, 8, 4))
+    n_weights = sum(p.numel() for p in model.parameters())
+    model = sharding.shard(model, fabric.device)
+    held = sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor))
+    with sharding.whole(model):
+        n_whole = sum(p.numel() for p in model.parameters() if not sharding.is_part(p))
+    (folder / f"{fabric.global_rank}.json").write_text(json.dumps([held / n_weights, n_whole / n_weights]))
+
+
+def train_all(cases: list[dict[str, Any]], folder: Path) -> None:
+    """One training after the other."""
+    for case in cases:
+        train(case, folder)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for case in json.loads(Path(sys.argv[1]).read_text()):
-        train(case, Path(sys.argv[2]))
+    train_all(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

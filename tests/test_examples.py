@@ -214,8 +214,8 @@ class TestSlurm:
 
     @pytest.mark.slow
     def test_preempted_and_killed(self, home: Path) -> None:
-        """TERM, which Slurm sends to the script and the tasks, saves and asks for nothing, since Slurm queues a preempted
-        job itself; KILL is gone on from, too."""
+        """TERM, which Slurm sends to the script and the tasks, saves and asks for nothing, since Slurm queues a
+        preempted job itself; KILL is gone on from, too."""
         env, run = slurm(home, SLURM_JOB_NUM_NODES="1", PROCESSES="2"), home / "run"
         command = ["bash", str(SBATCH), "--budget", "800steps", *SMALL]
         first = begin(command, env)

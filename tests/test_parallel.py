@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import train
+from processes import together
+from ranks import tell_parts, train, train_all
 from torch import nn
 
 from triptych import ImageSpace, InputError, parallel
@@ -47,10 +48,10 @@ CASES = [
 ]
 
 
-def run(
+def torchrun(
     n: int, cases: list[dict[str, Any]], folder: Path, *, timeout: float = 240, restarts: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Trains the cases on n processes."""
+    """Trains the cases on n processes that torchrun begins."""
     folder.mkdir(exist_ok=True)
     (folder / "cases.json").write_text(json.dumps(cases))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
@@ -85,7 +86,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     root = tmp_path_factory.mktemp("ranks")
     for each in CASES:
         train(each, root / "one")
-    done = run(request.param, CASES, root / "many")
+    done = together(request.param, train_all, CASES, root / "many")
     assert done.returncode == 0, done.stderr
     return root / "one", root / "many"
 
@@ -117,7 +118,7 @@ class TestCutWeights:
         cases = [case(name, settings=settings) for name in names]
         for each in cases:
             train(each, tmp_path / "one")
-        done = run(2, cases, tmp_path / "many")
+        done = together(2, train_all, cases, tmp_path / "many")
         assert done.returncode == 0, done.stderr
         for each in cases:
             folders = tmp_path / "one" / each["name"], tmp_path / "many" / each["name"]
@@ -134,7 +135,7 @@ class TestCutWeights:
         train(each, tmp_path / "one")
         train(each, tmp_path / "many")
         (tmp_path / "many" / "vae" / "checkpoints" / "step-00000008.pt").unlink()
-        assert run(2, [each], tmp_path / "many").returncode == 0
+        assert together(2, train_all, [each], tmp_path / "many").returncode == 0
         assert_close(tmp_path / "one" / "vae", tmp_path / "many" / "vae", 2e-5)
 
     @pytest.mark.slow
@@ -148,7 +149,7 @@ class TestCutWeights:
             with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
                 try:
                     for attempt in range(4):
-                        done = run(2, [each], tmp_path / str(attempt))
+                        done = torchrun(2, [each], tmp_path / str(attempt))
                         assert done.returncode == 0, done.stderr
                 finally:
                     busy.kill()
@@ -156,28 +157,7 @@ class TestCutWeights:
             os.sched_setaffinity(0, own)
 
     def test_each_process_holds_its_part(self, tmp_path: Path) -> None:
-        script = tmp_path / "parts.py"
-        script.write_text(
-            """
-import json, sys
-from pathlib import Path
-from triptych import ImageSpace
-from triptych.config import TrainConfig
-from triptych.models.registry import create_model
-from triptych.training.devices import start
-from triptych.training import sharding
-fabric = start(TrainConfig(device="cpu", strategy="fsdp"))
-model = create_model("vae", ImageSpace(1, 8, 8, 4))
-n_weights = sum(p.numel() for p in model.parameters())
-model = sharding.shard(model, fabric.device)
-held = sum(p.to_local().numel() for p in model.parameters())
-with sharding.whole(model):
-    n_whole = sum(p.numel() for p in model.parameters() if not sharding.is_part(p))
-Path(sys.argv[1], f"{fabric.global_rank}.json").write_text(json.dumps([held / n_weights, n_whole / n_weights]))
-"""
-        )
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        done = subprocess.run([*command, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120)
+        done = together(2, tell_parts, tmp_path)
         assert done.returncode == 0, done.stderr
         for rank in range(2):
             held, in_use = json.loads((tmp_path / f"{rank}.json").read_text())
@@ -209,21 +189,22 @@ class TestProcesses:
             checkpoints = sorted((tmp_path / "many" / name / "checkpoints").iterdir())
             assert [path.stem for path in checkpoints] == ["step-00000009", "step-00000012"]
             checkpoints[1].unlink()  # as if it had died there
-        assert run(2, cases, tmp_path / "many").returncode == 0
+        assert together(2, train_all, cases, tmp_path / "many").returncode == 0
         for each in cases:
             assert_close(tmp_path / "one" / each["name"], tmp_path / "many" / each["name"], 2e-5)
 
     def test_a_rank_that_dies_ends_the_run(self, tmp_path: Path) -> None:
         dying = case("vae", settings={"budget": "100000steps"}, die={"rank": 1, "step": 5})
         began = time.perf_counter()
-        done = run(2, [dying], tmp_path / "many", timeout=120)
+        done = torchrun(2, [dying], tmp_path / "many", timeout=120)
         assert done.returncode != 0
         assert time.perf_counter() - began < 60
         # What it left can be gone on with.
         settings = {"budget": "12steps", "checkpoint_every": "3steps"}
         left = case("vae", settings=settings)
         train(left, tmp_path / "one")
-        assert run(2, [{**left, "die": {"rank": 1, "step": 5}}], tmp_path / "half").returncode != 0
+        dying = {**left, "die": {"rank": 1, "step": 5}}
+        assert together(2, train_all, [dying], tmp_path / "half").returncode != 0
         train(left, tmp_path / "half")
         assert_close(tmp_path / "one" / "vae", tmp_path / "half" / "vae", 2e-5)
 
@@ -231,23 +212,15 @@ class TestProcesses:
         settings = {"budget": "12steps", "checkpoint_every": "3steps"}
         train(case("vae", settings=settings), tmp_path / "one")
         dying = case("vae", settings=settings, die={"rank": 0, "step": 5})
-        assert run(2, [dying], tmp_path / "many", restarts=1).returncode == 0
+        assert torchrun(2, [dying], tmp_path / "many", restarts=1).returncode == 0
         assert_close(tmp_path / "one" / "vae", tmp_path / "many" / "vae", 2e-5)
 
     def test_the_command_runs_under_torchrun_and_with_devices(self, tmp_path: Path) -> None:
         fit = ["fit", "vae", "digits", "--budget", "8steps", "--batch-size", "16", "--set", "hidden=4"]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         runs = {
             "one": ["-m", "triptych", *fit],
-            "torchrun": [
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                "2",
-                "-m",
-                "triptych",
-                *fit,
-            ],
+            "torchrun": [*torchrun, "-m", "triptych", *fit],
             "devices": ["-m", "triptych", *fit, "--devices", "2"],
         }
         for name, arguments in runs.items():

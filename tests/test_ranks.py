@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import command, together
 
 import triptych
 from triptych import ranks
@@ -30,26 +30,18 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def torchrun(n: int, *words: str | Path, code: int = 0) -> str:
+def told(n: int, *words: str | Path) -> str:
     """What a command prints that n processes carry out."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)]
-    done = subprocess.run(
-        [*command, "-m", "triptych", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert (done.returncode != 0) == (code != 0), done.stderr
-    return done.stderr if code else done.stdout
+    done = together(n, command, [str(word) for word in words])
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_draws_do_not_hang_on_the_number_of_processes(name: str, runs: Path, tmp_path: Path) -> None:
     n = 600  # three blocks, the last of them not full
     alone = triptych.sample(runs / name, n, seed=3, verbose=False)
-    # torchrun would take --n for one of its own options, abbreviated.
-    said = torchrun(2, "sample", runs / name, "-n", str(n), "--seed", "3", "--out", tmp_path / "two.npy")
+    said = told(2, "sample", runs / name, "-n", str(n), "--seed", "3", "--out", tmp_path / "two.npy")
     assert said.count("600 samples") == 1, "the first process alone prints"
     assert np.array_equal(np.load(tmp_path / "two.npy"), alone)
     halves = alone[:256], alone[256:512]
@@ -58,8 +50,8 @@ def test_draws_do_not_hang_on_the_number_of_processes(name: str, runs: Path, tmp
 
 def test_scores_do_not_hang_on_the_number_of_processes(runs: Path, tmp_path: Path) -> None:
     words = ("score", runs / "vae", "digits", "--importance-samples", "3")
-    torchrun(1, *words, "--out", tmp_path / "1.csv")
-    torchrun(3, *words, "--out", tmp_path / "3.csv")
+    told(1, *words, "--out", tmp_path / "1.csv")
+    told(3, *words, "--out", tmp_path / "3.csv")
     assert (tmp_path / "1.csv").read_text() == (tmp_path / "3.csv").read_text()
     assert len((tmp_path / "1.csv").read_text().splitlines()) == 361
 
@@ -73,7 +65,7 @@ def test_scores_do_not_hang_on_the_number_of_processes(runs: Path, tmp_path: Pat
 )
 def test_tables_do_not_hang_on_the_number_of_processes(settings: tuple[str, ...], runs: Path) -> None:
     words = ("evaluate", runs / "vae", runs / "gan", "--n-samples", "100", "--importance-samples", "2", "--json")
-    one, two = (json.loads(torchrun(n, *words, *settings)) for n in (1, 2))
+    one, two = (json.loads(told(n, *words, *settings)) for n in (1, 2))
     for table in (one, two):
         for row in table["rows"]:
             row["measurements"].pop("samples_per_second", None)
@@ -81,7 +73,19 @@ def test_tables_do_not_hang_on_the_number_of_processes(settings: tuple[str, ...]
 
 
 def test_verbs_that_one_process_does_say_so() -> None:
-    assert "torchrun is for fit, sample, score and evaluate" in torchrun(1, "models", code=2)
+    done = together(1, command, ["models"])
+    assert done.returncode == 2
+    assert "torchrun is for fit, sample, score and evaluate" in done.stderr
+
+
+@pytest.mark.slow
+def test_torchrun_draws(runs: Path, tmp_path: Path) -> None:
+    # torchrun would take --n for one of its own options, abbreviated.
+    words = ["sample", str(runs / "vae"), "-n", "600", "--out", str(tmp_path / "two.npy")]
+    begin = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "triptych"]
+    done = subprocess.run([*begin, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert np.array_equal(np.load(tmp_path / "two.npy"), triptych.sample(runs / "vae", 600, verbose=False))
 
 
 def test_alone_parts_are_done_in_order() -> None:

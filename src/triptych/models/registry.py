@@ -114,7 +114,7 @@ def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any)
     with _counting(what):
         # Tensors without content cost nothing, so that absurd options are told before memory is taken for them.
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _without_content():
                 cls(space, n_classes, **options)
         except TooLarge:
             raise
@@ -122,6 +122,23 @@ def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any)
             if "overflow" in str(error).lower():
                 raise TooLarge(f"{what} is too large; give smaller options.") from None
         return cls(space, n_classes, **options)
+
+
+def _without_content() -> contextlib.AbstractContextManager[object]:
+    """Within it nothing is done that only changes a tensor's content: on `meta` that takes up to seconds for nothing."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    skipped = (torch.Tensor.normal_, torch.Tensor.uniform_, torch.nn.functional.normalize)
+
+    class WithoutContent(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if getattr(func, "__module__", "") == "torch.nn.init" or func in skipped:
+                return kwargs.get("out", [*args, *kwargs.values()][0])
+            return func(*args, **kwargs)
+
+    return WithoutContent()
 
 
 class TooLarge(InputError):
