@@ -10,7 +10,7 @@ demo: .venv/installed
 	.venv/bin/triptych compare digits --budget 30s
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/installed-dev
 	.venv/bin/python -m pytest -m slow $(ARGS)

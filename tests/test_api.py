@@ -21,6 +21,7 @@ from triptych.training.checkpoints import Checkpoints
 from triptych.training.trainer import CHECKPOINT_FORMAT
 
 QUICK: dict[str, Any] = {"budget": "4steps", "batch_size": 8, "validations": 2, "verbose": False}
+LIGHT: dict[str, Any] = {"extractors": ["random"], "discriminator": False}
 NET: dict[str, Any] = {"hidden": 8, "n_blocks": 1}
 
 
@@ -283,9 +284,7 @@ def test_score_is_typed(run: Path, tiny: Dataset, tmp_path: Path) -> None:
 
 def test_evaluate_runs(run: Path, tiny: Dataset, tmp_path: Path) -> None:
     triptych.fit("vae", tiny, out=tmp_path / "vae", **QUICK, hidden=8)
-    table = triptych.evaluate(
-        [run, tmp_path / "vae"], tiny, n_importance=4, extractors=["random"], discriminator=False, verbose=False
-    ).table
+    table = triptych.evaluate([run, tmp_path / "vae"], tiny, n_importance=4, verbose=False, **LIGHT).table
     rows = {row.name: row.measurements for row in table.rows}
     assert list(rows) == ["pixel_cnn", "vae", "train vs held-out", "blurred", "copies of the training set", "noise"]
     assert rows["pixel_cnn"]["bits_per_dim"].kind == "exact"
@@ -302,7 +301,7 @@ def test_evaluate_runs(run: Path, tiny: Dataset, tmp_path: Path) -> None:
 def test_compare_leaves_everything_and_resumes(tiny: Dataset, tmp_path: Path) -> None:
     out, names = tmp_path / "all", ["pixel_cnn", "vae", "gan"]
     options = {"pixel_cnn": NET, "vae": {"hidden": 8}, "gan": {"hidden": 8}}
-    settings: dict[str, Any] = {**QUICK, "n_importance": 2, "discriminator": False, "options": options}
+    settings: dict[str, Any] = {**QUICK, **LIGHT, "n_importance": 2, "options": options}
     result = triptych.compare(tiny, names, out=out, **settings)
     assert {path.name for path in out.iterdir()} == {*names, "table.json", "table.csv", "report.html"}
     assert list(result.models) == names
@@ -326,7 +325,7 @@ def test_compare_leaves_everything_and_resumes(tiny: Dataset, tmp_path: Path) ->
 def test_runs_of_two_comparisons_are_measured_together(tiny: Dataset, tmp_path: Path) -> None:
     for folder in ("a", "b"):  # The same seed twice is no second training, but another run.
         triptych.fit("vae", tiny, out=tmp_path / folder / "vae", **QUICK, hidden=8)
-    light: dict[str, Any] = {"n_importance": 2, "discriminator": False, "verbose": False}
+    light: dict[str, Any] = {**LIGHT, "n_importance": 2, "verbose": False}
     runs = [tmp_path / "a" / "vae", tmp_path / "b" / "vae"]
     found = triptych.evaluate(runs, tiny, **light)
     assert [row.name for row in found.table.rows][:2] == ["a-vae", "b-vae"]
@@ -338,7 +337,7 @@ def test_runs_of_two_comparisons_are_measured_together(tiny: Dataset, tmp_path: 
 def test_samples_may_be_tensors_or_lists_but_not_two(tiny: Dataset, tmp_path: Path) -> None:
     items = np.asarray(tiny.train.items)[:30]
     given: dict[str, Any] = {"tensor": torch.from_numpy(items), "array": items}
-    found = triptych.evaluate_samples(given, tiny, discriminator=False, verbose=False)
+    found = triptych.evaluate_samples(given, tiny, verbose=False, **LIGHT)
     tensor, array = (row.measurements["fd_random"].value for row in found.table.rows[:2])
     assert tensor == array
     np.savez(tmp_path / "two.npz", images=items[:2])
@@ -350,9 +349,7 @@ def test_one_model_that_diverges_does_not_cost_the_others_their_row(tiny: Datase
     wild: dict[str, Any] = {**QUICK, "learning_rate": 1e38, "warmup_steps": 0}
     options = {"gaussian_mixture": {"n_components": 2}}
     with pytest.raises(triptych.TrainingStopped, match=r"gan stopped; the others are in"):
-        triptych.compare(
-            tiny, ["gan", "gaussian_mixture"], out=tmp_path / "all", options=options, discriminator=False, **wild
-        )
+        triptych.compare(tiny, ["gan", "gaussian_mixture"], out=tmp_path / "all", options=options, **LIGHT, **wild)
     table = json.loads((tmp_path / "all" / "table.json").read_text())
     assert [row["name"] for row in table["rows"]] == [
         "gaussian_mixture",
@@ -408,9 +405,7 @@ def test_other_splits_are_measured_with_a_word(tmp_path: Path) -> None:
     first, other = (triptych.load_data(tmp_path / "images.npy", seed=seed) for seed in (0, 1))
     triptych.fit("vae", first, out=tmp_path / "run", **QUICK, hidden=8)
     for data, told in ((first, False), (other, True)):
-        notes = triptych.evaluate(
-            [tmp_path / "run"], data, extractors=["random"], discriminator=False, verbose=False
-        ).notes
+        notes = triptych.evaluate([tmp_path / "run"], data, verbose=False, **LIGHT).notes
         assert any("not the data set" in note for note in notes) == told
 
 

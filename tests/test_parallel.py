@@ -16,6 +16,7 @@ from processes import together
 from ranks import tell_parts, train, train_all
 from torch import nn
 
+import triptych
 from triptych import ImageSpace, InputError, parallel
 from triptych.config import TrainConfig
 from triptych.models.registry import create_model, find_models, model_options
@@ -196,7 +197,7 @@ class TestProcesses:
     def test_a_rank_that_dies_ends_the_run(self, tmp_path: Path) -> None:
         dying = case("vae", settings={"budget": "100000steps"}, die={"rank": 1, "step": 5})
         began = time.perf_counter()
-        done = torchrun(2, [dying], tmp_path / "many", timeout=120)
+        done = together(2, train_all, [dying], tmp_path / "many")
         assert done.returncode != 0
         assert time.perf_counter() - began < 60
         # What it left can be gone on with.
@@ -216,16 +217,25 @@ class TestProcesses:
         assert_close(tmp_path / "one" / "vae", tmp_path / "many" / "vae", 2e-5)
 
     def test_the_command_runs_under_torchrun_and_with_devices(self, tmp_path: Path) -> None:
-        fit = ["fit", "vae", "digits", "--budget", "8steps", "--batch-size", "16", "--set", "hidden=4"]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        runs = {
-            "one": ["-m", "triptych", *fit],
-            "torchrun": [*torchrun, "-m", "triptych", *fit],
-            "devices": ["-m", "triptych", *fit, "--devices", "2"],
-        }
-        for name, arguments in runs.items():
+        settings: dict[str, Any] = {"budget": "8steps", "batch_size": 16, "hidden": 4}
+        triptych.fit("vae", "digits", out=tmp_path / "one", verbose=False, **settings)
+        fit = [
+            "-m",
+            "triptych",
+            "fit",
+            "vae",
+            "digits",
+            "--budget",
+            "8steps",
+            "--batch-size",
+            "16",
+            "--set",
+            "hidden=4",
+        ]
+        begin = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        for name, words in {"torchrun": [*begin, *fit], "devices": [*fit, "--devices", "2"]}.items():
             done = subprocess.run(
-                [sys.executable, *arguments, "--out", str(tmp_path / name)],
+                [sys.executable, *words, "--out", str(tmp_path / name)],
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -233,7 +243,6 @@ class TestProcesses:
             )
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("vae on digits") == 1, "one process alone speaks"
-        for name in ("torchrun", "devices"):
             assert_close(tmp_path / "one", tmp_path / name, 2e-5)
             assert (tmp_path / name / "summary.json").is_file()
 

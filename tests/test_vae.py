@@ -31,8 +31,8 @@ def all_images(space: ImageSpace) -> Tensor:
 
 def exact_log_prob(model: VAE, x: Tensor) -> Tensor:
     """log p(x) of a model with one latent, by integrating over z on a fine grid."""
-    z = torch.linspace(-8, 8, 4001)[:, None]
-    log_prior = -0.5 * z.squeeze(1).square() - 0.5 * math.log(2 * math.pi) + math.log(16 / 4000)
+    z = torch.linspace(-8, 8, 1001)[:, None]
+    log_prior = -0.5 * z.squeeze(1).square() - 0.5 * math.log(2 * math.pi) + math.log(16 / 1000)
     outputs = model.decoder_output(z)
     rows = [model.observation.log_prob(outputs, image.expand(len(z), *image.shape)) + log_prior for image in x]
     return torch.stack(rows).logsumexp(1)
@@ -55,10 +55,10 @@ def test_probabilities_of_all_images_sum_to_one_and_bounds_stay_below(levels: in
     generator = torch.Generator().manual_seed(0)
     elbo = model.elbo(x, 400, generator=generator)
     iwae_5 = torch.stack([model.iwae(x, 5, generator=generator) for _ in range(80)]).mean(0)
-    iwae_5000 = model.iwae(x, 5000, generator=generator)
+    iwae_2000 = model.iwae(x, 2000, generator=generator)
     # Averages over all images: their Monte Carlo error is far below the gaps that are compared.
     assert elbo.mean() < iwae_5.mean() < log_p.mean()
-    assert float(iwae_5000.mean()) == pytest.approx(float(log_p.mean()), abs=0.01)
+    assert float(iwae_2000.mean()) == pytest.approx(float(log_p.mean()), abs=0.01)
 
 
 @torch.no_grad()
