@@ -13,7 +13,7 @@ test: .venv/installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: .venv/installed-dev
-	.venv/bin/python -m pytest -m slow $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m slow -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Trainings killed at random moments, and at every write, must end as if nobody had.
 chaos: .venv/installed-dev

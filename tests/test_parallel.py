@@ -216,35 +216,22 @@ class TestProcesses:
         assert torchrun(2, [dying], tmp_path / "many", restarts=1).returncode == 0
         assert_close(tmp_path / "one" / "vae", tmp_path / "many" / "vae", 2e-5)
 
-    def test_the_command_runs_under_torchrun_and_with_devices(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("begun_by", ["torchrun", pytest.param("devices", marks=pytest.mark.slow)])
+    def test_the_command_runs(self, begun_by: str, tmp_path: Path) -> None:
         settings: dict[str, Any] = {"budget": "8steps", "batch_size": 16, "hidden": 4}
         triptych.fit("vae", "digits", out=tmp_path / "one", verbose=False, **settings)
-        fit = [
-            "-m",
-            "triptych",
-            "fit",
-            "vae",
-            "digits",
-            "--budget",
-            "8steps",
-            "--batch-size",
-            "16",
-            "--set",
-            "hidden=4",
-        ]
-        begin = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        for name, words in {"torchrun": [*begin, *fit], "devices": [*fit, "--devices", "2"]}.items():
-            done = subprocess.run(
-                [sys.executable, *words, "--out", str(tmp_path / name)],
-                capture_output=True,
-                text=True,
-                timeout=120,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.count("vae on digits") == 1, "one process alone speaks"
-            assert_close(tmp_path / "one", tmp_path / name, 2e-5)
-            assert (tmp_path / name / "summary.json").is_file()
+        words = ["-m", "triptych", "fit", "vae", "digits", "--budget", "8steps", "--batch-size", "16"]
+        words += ["--set", "hidden=4", "--out", str(tmp_path / "two")]
+        if begun_by == "torchrun":
+            words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+        else:
+            words += ["--devices", "2"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=120, env=env)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("vae on digits") == 1, "one process alone speaks"
+        assert_close(tmp_path / "one", tmp_path / "two", 2e-5)
+        assert (tmp_path / "two" / "summary.json").is_file()
 
     def test_processes_that_do_not_share_a_batch_evenly_are_refused(self, tmp_path: Path) -> None:
         for settings in ({"devices": 3, "batch_size": 16}, {"accumulate": 5, "batch_size": 16}):
