@@ -125,7 +125,7 @@ def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any)
 
 
 def _without_content() -> contextlib.AbstractContextManager[object]:
-    """Within it nothing is done that only changes a tensor's content: on `meta` that takes up to seconds for nothing."""
+    """Within it nothing is done that only changes a tensor's content: on `meta` that took seconds for nothing."""
     import torch
     from torch.overrides import TorchFunctionMode
 
