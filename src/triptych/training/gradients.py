@@ -65,8 +65,8 @@ class GradientMean:
                 work.wait()
             flat /= self.n_processes
             parts = flat.split([parameter.numel() for parameter in message])
-            gradients = [parameter.grad for parameter in message if parameter.grad is not None]
-            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+            for parameter, part in zip(message, parts, strict=True):
+                parameter.grad = part.view_as(parameter)
 
     def close(self) -> None:
         """Lets go of the parameters, and of the group and its threads; all processes do this together."""
