@@ -140,7 +140,7 @@ class TestResume:
         triptych.fit("vae", tiny, out=run, resume=True, **{**FIT, "verbose": True})
         said = capsys.readouterr().out
         assert "step-00000008.pt is damaged" in said
-        assert "Going on after step 4; 6 steps after it are lost and are done again." in said
+        assert "Going on after step 4; 6 steps after it, lost, will be done again." in said
         assert read_json(run / "summary.json")["lost_steps"] == 6
         assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
 

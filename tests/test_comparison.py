@@ -168,6 +168,15 @@ def written(folder: Path, images: np.ndarray) -> Path:
     return folder
 
 
+def test_samples_on_another_scale_are_told_of(tiny: Dataset) -> None:
+    given = tiny.test.read()[0]
+    samples = {"right": given, "dark": given // 4}
+    found = triptych.evaluate_samples(samples, tiny, extractors=["random"], discriminator=False, verbose=False)
+    said = [note for note in found.notes if "another scale" in note]
+    assert len(said) == 1
+    assert said[0].startswith("dark: these samples use 1 level, 0 to 0 of 0 .. 3, and as many training items use 4")
+
+
 def test_samples_of_another_tool_in_every_form(tiny: Dataset, tmp_path: Path) -> None:
     items = tiny.valid.read()[0]
     pictures = (items[:, 0].astype(int) * 85).astype(np.uint8)  # 4 levels

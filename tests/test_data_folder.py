@@ -240,7 +240,7 @@ def test_split_folders(tmp_path: Path, root: str, valid: str | None, classes: tu
 def test_images_beside_class_folders_have_no_labels(tmp_path: Path) -> None:
     data = load_data(write(tmp_path, {"a/0.png": encode(GREY), "b/0.png": encode(GREY), "c.png": encode(GREY)}))
     assert data.class_names is None
-    assert any("1 images lie in no class folder" in sentence for sentence in data.found)
+    assert any("Outside any class folder: 1 image;" in sentence for sentence in data.found)
 
 
 @pytest.mark.parametrize("wrapper", ["", "top/"])

@@ -95,7 +95,7 @@ def test_skip_bad_leaves_out_and_counts(tmp_path: Path, root: str) -> None:
     path = write(tmp_path / root, {**GOOD, "2.5.png": b"text", "bad.png": PNG[:-30]})
     data = load_data(path, skip_bad=True)
     assert sum(map(len, data.splits.values())) == 4
-    assert "2 unreadable files were left out: '2.5.png'" in data.repaired[0]
+    assert "Left out as unreadable: 2 files, '2.5.png'" in data.repaired[0]
     assert data.source["skip_bad"] is True
     assert data.checksum == load_data(write(tmp_path / f"good-{root}", GOOD)).checksum
     with pytest.raises(InputError, match="None of the 2 files"):

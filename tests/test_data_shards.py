@@ -121,11 +121,11 @@ class TestReading:
             files |= {f"{i}.json": json.dumps(about).encode(), f"{i}.png": PNG, f"{i}.txt": b"a cat"}
         data = load_data(tar(tmp_path / "a.tar", files | {"6.txt": b"nothing"}))
         assert data.class_names == ("0", "1")
-        assert "1 samples without an image were passed over." in data.found
+        assert "Passed over: 1 sample without an image." in data.found
         files |= {"7.json": b'{"label": "cat"}', "7.png": PNG}
         data = load_data(tar(tmp_path / "a.tar", files))
         assert data.class_names is None
-        assert any("1 samples have no label" in line for line in data.found)
+        assert any('No label (a number in .cls, or "label" in .json): 1 sample;' in line for line in data.found)
 
     def test_images_of_a_folder_win_over_a_tar_beside_them(self, tmp_path: Path) -> None:
         write(tmp_path, GOOD)

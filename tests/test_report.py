@@ -487,6 +487,7 @@ def test_cells_of_several_trainings_show_both_intervals() -> None:
     # t = 4.303 with 2 degrees of freedom, over a standard deviation of 0.2 and 3 values.
     assert error_texts(both) == ["± 0.100", "± 0.497 (3 trainings)"]
     assert error_texts(seeded(1.0, 1.2, 1.4, error=None)) == ["± 0.497 (3 trainings)"]
+    assert error_texts(seeded(1.2, 1.2, error=None)) == ["the same in 2 trainings"]
     assert error_texts(Measurement(1.0, 0.9, 1.1)) == ["± 0.100"]
     assert error_texts(Measurement(None)) == []
     page = document(replace(example(GREY), table=table))

@@ -31,6 +31,11 @@ def one_line(error: object) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[: _MOST_LETTERS // 2]} ... {text[-_MOST_LETTERS // 2 :]}"
 
 
+def counted(n: int, what: str) -> str:
+    """`"1 sample"`, `"1,797 samples"`."""
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def nearest_name(word: str, names: Iterable[str]) -> str:
     """Returns `" Did you mean 'x'?"` for the name nearest to `word`, or an empty string if none is near."""
     close = difflib.get_close_matches(word, list(names), n=1, cutoff=0.5)

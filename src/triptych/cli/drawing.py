@@ -16,6 +16,7 @@ from triptych.cli.words import (
     tell_notes,
 )
 from triptych.config import DataConfig
+from triptych.errors import counted
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Sample:
             animate=self.animate,
             **dataclasses.asdict(self.draw),
         )
-        say(f"{self.n} samples -> {self.out}")
+        say(f"{counted(self.n, 'sample')} -> {self.out}")
         tell_how(self.draw, self.animate, "p(x)", self.truncation)
 
 

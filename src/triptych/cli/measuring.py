@@ -21,7 +21,7 @@ from triptych.cli.words import (
     tell_notes,
 )
 from triptych.config import DataConfig, MeasureConfig, TrainConfig
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 from triptych.spaces import ImageSpace
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Score:
         generator = torch.Generator(model.device).manual_seed(1)
         n = min(len(split), N_BRACKET)
         gap = bracket(target, n, settings=settings, generator=generator).gap
-        say(f"On {n} items drawn from the model annealing misses {gap:.2f} nats at most (mean).")
+        say(f"On {counted(n, 'item')} drawn from the model annealing misses {gap:.2f} nats at most (mean).")
         return likelihood
 
     def _parzen(self, model: GenerativeModel, valid: Split, split: Split) -> Likelihood:

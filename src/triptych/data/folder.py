@@ -19,7 +19,7 @@ from triptych.data.decode import RESIZED, Crop, Picture, Recipe, UnreadableImage
 from triptych.data.levels import level_table
 from triptych.data.parts import Parts, name_labels, subset
 from triptych.data.store import FolderStore, NamedStore, Store, ZipStore
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 from triptych.spaces import ImageSpace
 
 Progress = Callable[[int, int], None]
@@ -190,9 +190,9 @@ class _Scan:
         """What was done to images, a sentence each."""
         lines = []
         if self.bad:
-            lines.append(f"{len(self.bad)} unreadable files were left out: {', '.join(self.bad[:5])}.")
+            lines.append(f"Left out as unreadable: {counted(len(self.bad), 'file')}, {', '.join(self.bad[:5])}.")
         for note, count in sorted(self.notes.items()):
-            sentence = f"{count} images: {note}"
+            sentence = f"{counted(count, 'image')}: {note}"
             if note == RESIZED and recipe.size is not None:
                 low, high = min(self.sizes), max(self.sizes)
                 sentence += f", {_by(recipe.size)} (crop: {recipe.crop}), from {_by(low)}"
@@ -344,7 +344,7 @@ def _arrange(store: NamedStore, what: str) -> Order:
     n_loose = sum(len(path) == 1 for path in paths)
     if n_loose:
         if n_loose < len(paths):
-            found.append(f"{n_loose} images lie in no class folder, so the set has no labels.")
+            found.append(f"Outside any class folder: {counted(n_loose, 'image')}; so the set has no labels.")
         return Order(parts, None, None, found)
     classes = sorted({path[0] for path in paths}, key=_natural)
     if len(classes) == 1:  # train/images/..., test/images/...

@@ -22,7 +22,7 @@ from triptych.data.decode import EXTENSIONS, Crop, Recipe, UnreadableImage
 from triptych.data.folder import PARTS, Order, Progress, images_of
 from triptych.data.parts import Parts, name_labels
 from triptych.data.store import Store, is_hidden, leads_within, walk
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 
 MAX_SHARDS = 1_000_000
 MAX_LABEL_BYTES = 2**20  # of a .json, which may hold a caption and more
@@ -130,9 +130,9 @@ def read_shards(
     tars = TarStore(root, shards)
     if not len(tars.names):
         raise InputError(f"{what} holds no samples with an image; name the images KEY.png, KEY.jpg, ...")
-    found = [f"{len(shards)} shards."]
+    found = [f"{counted(len(shards), 'shard')}."]
     if tars.n_without_image:
-        found.append(f"{tars.n_without_image} samples without an image were passed over.")
+        found.append(f"Passed over: {counted(tars.n_without_image, 'sample')} without an image.")
     labels = np.frombuffer(tars.labels, np.int32)
     n_missing, numbered, class_names = int((labels < 0).sum()), None, None
     if n_missing == 0:
@@ -140,7 +140,8 @@ def read_shards(
         numbered = given["all"]
         found.append('The labels are those of .cls files, or of "label" in .json files.')
     elif n_missing < len(labels):
-        found.append(f'{n_missing} samples have no label (a number in .cls, or "label" in .json), so the set has none.')
+        without = f'No label (a number in .cls, or "label" in .json): {counted(n_missing, "sample")}'
+        found.append(f"{without}; so the set has none.")
     order = Order(_parts_of(tars, what), numbered, class_names, found)
     return images_of(
         tars,

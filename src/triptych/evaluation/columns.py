@@ -125,10 +125,10 @@ def distance_metrics(extractor: FeatureExtractor, split: str, *, few: bool = Fal
             f"density_{key}",
             f"Density {title}",
             "",
-            "higher",
+            "neither",
             f"Mean number of held-out items' {K_DENSITY}-nearest-neighbour balls that hold a sample, over {K_DENSITY} "
-            f"(Naeem et al. 2020): {sets} About 1 for a perfect model, more where samples crowd in the midst of the "
-            f"data. Interval: ± 1.96 standard errors over samples. {blind}",
+            f"(Naeem et al. 2020): {sets} Best at about 1: below, samples lie off the data; above, they crowd in the "
+            f"midst of them. Interval: ± 1.96 standard errors over samples. {blind}",
         ),
         Metric(
             f"coverage_{key}",

@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 from triptych.evaluation.features import _Classifier, _n_channels, _one_cycle, _scaled
 from triptych.evaluation.two_sample import Z_95
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -108,7 +108,9 @@ def classifier_two_sample_test(
     for name, items in (("real", real), ("generated", generated)):
         space.check(items, name)
         if len(items) < LEAST_ITEMS:
-            raise InputError(f"{name} has {len(items)} items; the classifier test needs at least {LEAST_ITEMS}.")
+            raise InputError(
+                f"{name} has {counted(len(items), 'item')}; the classifier test needs at least {LEAST_ITEMS}."
+            )
     n = min(len(real), len(generated))
     if max_steps is None:
         max_steps = _default_steps(space, n)

@@ -14,7 +14,7 @@ from torch import Generator
 
 from triptych import ranks
 from triptych.data.dataset import Dataset, Split
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 from triptych.evaluation.columns import (
     SAMPLE_BATCH,
     cost_metrics,
@@ -220,9 +220,10 @@ def evaluate_samples(
             )
         elif len(items) < n:
             notes.append(
-                f"{name}: {len(items):,} samples against {n:,} held-out items; recall and coverage grow with the number"
-                " of samples, so compare them with equally many only."
+                f"{name}: {counted(len(items), 'sample')} against {n:,} held-out items; recall and coverage grow with"
+                " the number of samples, so compare them with equally many only."
             )
+        notes += _levels_note(name, samples[name], dataset)
     names = list(samples)
     results = ranks.in_parts(len(names), lambda place: measures.measure(names[place], samples[names[place]]))
     for name, sample in zip(names, results, strict=True):
@@ -230,6 +231,22 @@ def evaluate_samples(
         rows.append(Row(name, SAMPLES, sample.measurements))
     most = max((len(items) for items in samples.values()), default=n)
     return _finish(measures, measures.metrics(), rows, found, samples, {}, notes, most)
+
+
+def _levels_note(name: str, items: np.ndarray, dataset: Dataset) -> list[str]:
+    """A sentence if samples use far fewer levels than the data: they may have been written in other units."""
+    space = dataset.space
+    if not isinstance(space, ImageSpace) or space.palette is not None or space.levels == 2:
+        return []
+    n = min(len(items), len(dataset.train), 1000)
+    theirs, ours = np.unique(items[:n]), np.unique(dataset.train.read(slice(n))[0])
+    if 2 * len(theirs) >= len(ours):
+        return []
+    return [
+        f"{name}: these samples use {counted(len(theirs), 'level')}, {theirs[0]} to {theirs[-1]} of 0 .."
+        f" {space.levels - 1}, and as many training items use {counted(len(ours), 'level')}, {ours[0]} to {ours[-1]}."
+        " If they were written on another scale, every column measures that: write them on the scale of the data."
+    ]
 
 
 def check_counts(n_importance: int, n_samples: int | None) -> None:

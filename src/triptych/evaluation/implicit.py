@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 
 from triptych.data.dataset import Split
 from triptych.data.parts import subset
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 from triptych.evaluation.annealed import AnnealedSettings, LatentDensity, evaluate_annealed
 from triptych.evaluation.likelihood import blocks, evaluation_mode, read_batch
 from triptych.models.base import GenerativeModel, ImplicitDensity, Likelihood
@@ -310,7 +310,7 @@ def evaluate_parzen(
             f" given; there must be at least {max(1, model.n_classes)}, 1 and 1."
         )
     chosen = subset(valid, np.sort(np.random.default_rng(seed).permutation(len(valid))[:n_valid]))
-    tell(f"drawing {n_samples:,} samples")
+    tell(f"drawing {counted(n_samples, 'sample')}")
     centres = _samples(model, n_samples, seed)
     tell("choosing the bandwidth")
     tried: dict[float, float] = {}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 
 Z_95 = 1.959963984540054
 """Standard deviations either side of the mean that hold 95 % of a Gaussian."""
@@ -291,7 +291,9 @@ def _as_features(features: np.ndarray, at_least: int) -> np.ndarray:
     if features.ndim != 2:
         raise InputError(f"Features have shape {features.shape}; they must be (N, D).")
     if len(features) < at_least:
-        raise InputError(f"A set of features has {len(features)} items; this metric needs at least {at_least}.")
+        raise InputError(
+            f"A set of features has {counted(len(features), 'item')}; this metric needs at least {at_least}."
+        )
     return features
 
 

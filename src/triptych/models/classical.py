@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from triptych.errors import InputError
+from triptych.errors import InputError, counted
 from triptych.models.base import Kind
 from triptych.nn.blocks import as_levels
 from triptych.spaces import ImageSpace, PointSpace, Space
@@ -165,7 +165,7 @@ def training_densities(
     for label, n_own in enumerate(torch.bincount(which, minlength=max(1, n_classes)).tolist()):
         if n_own < at_least:
             what = f"class {label} has" if n_classes else "the training split has"
-            raise InputError(f"{what} {n_own} items; {why}")
+            raise InputError(f"{what} {counted(n_own, 'item')}; {why}")
     return which
 
 

@@ -63,10 +63,14 @@ def measure_text(table: Table, metric: Metric, cell: Measurement) -> str:
 
 
 def error_texts(cell: Measurement) -> list[str]:
-    """The interval over items, `± 0.012`, and that over trainings, `± 0.030 (3 trainings)`, as far as known."""
+    """The interval over items, `± 0.012`, and that over trainings, `± 0.030 (3 trainings)`, as far as known.
+
+    Trainings that agree to the last digit (parameters, a share of 1) give no interval: it would be 0.
+    """
     found = [cell.interval] if cell.interval else []
     if cell.value is not None and cell.seed_error is not None:
-        found.append(f"± {format_value(cell.seed_error)} ({len(cell.seeds)} trainings)")
+        n = f"{len(cell.seeds)} trainings"
+        found.append(f"± {format_value(cell.seed_error)} ({n})" if len(set(cell.seeds)) > 1 else f"the same in {n}")
     return found
 
 

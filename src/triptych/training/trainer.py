@@ -30,7 +30,7 @@ from triptych import parallel
 from triptych.config import Budget, TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.data.pictures import save_items
-from triptych.errors import InputError, TrainingInterrupted, TrainingStopped
+from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, counted
 from triptych.files import is_temporary
 from triptych.models.base import (
     ApproximateDensity,
@@ -1020,7 +1020,7 @@ class Trainer:
         if self.lock is not None:
             self.lock.lose(lost)
         if self.ended is None:
-            steps = f"; {lost} steps after it are lost and are done again" if lost else ""
+            steps = f"; {counted(lost, 'step')} after it, lost, will be done again" if lost else ""
             self._say(f"Going on after step {self.step}{steps}.")
 
     def _finish(self, reason: EndReason) -> Summary:
