@@ -787,7 +787,9 @@ def test_classes_have_a_table_of_their_own() -> None:
     assert "classes." not in page.text
     many = Page(class_tables(per_class(120), example_table()) or "")
     assert "The first 50 of 120 classes." in many.text
-    assert len([a for a in many.all("th") if a.get("scope") == "col"]) == 51
+    # One table on the screen; on paper four of at most 14 classes, each with the names of the models.
+    assert [a["class"] for a in many.all("div")] == ["scroll on-screen", "on-paper"]
+    assert len([a for a in many.all("th") if a.get("scope") == "col"]) == (1 + 50) + (4 + 50)
     nothing = replace(per_class(2), rows={"vae": {"recall": (Measurement(None),) * 2}})
     assert class_tables(nothing, example_table()) is None
     assert "Class by class" in document(replace(example(GREY), per_class=per_class(4)))

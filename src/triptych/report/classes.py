@@ -12,6 +12,8 @@ from triptych.report.table import arranged, error_texts
 
 MOST_CLASSES = 50
 """More classes are not shown."""
+PAPER_CLASSES = 14
+"""Across a sheet of paper; more go on in tables below."""
 
 
 def class_tables(per_class: PerClass, table: Table) -> Html | None:
@@ -39,23 +41,36 @@ def _class_table(metric: Metric, names: list[str], panels: dict[str, str | None]
     values = [cell.value for name in models or names for cell in cells[name] if cell.value is not None]
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     ends = min(finite), max(finite)
-    corner = element("th", "model", scope="col", class_="name")
-    head = element("thead", element("tr", corner, *(element("th", name, scope="col") for name in classes)))
-    bodies = []
-    for of_models, style in ((True, None), (False, "references")):
-        rows = []
-        for name in (name for name in names if (panels.get(name) is not None) is of_models):
-            title = element("th", element("span", breakable(name)), scope="row", class_="name")
-            measured = zip(cells[name], classes, strict=False)
-            inside = (_cell(metric, cell, f"{name}, {label}", ends) for cell, label in measured)
-            rows.append(element("tr", title, *inside, class_=panels.get(name) or "reference"))
-        if rows:
-            bodies.append(element("tbody", *rows, class_=style))
-    grid = element("table", head, *bodies, class_="comparison by-class")
+
+    def grid(shown: slice) -> Html:
+        corner = element("th", "model", scope="col", class_="name")
+        head = element("thead", element("tr", corner, *(element("th", name, scope="col") for name in classes[shown])))
+        bodies = []
+        for of_models, style in ((True, None), (False, "references")):
+            rows = []
+            for name in (name for name in names if (panels.get(name) is not None) is of_models):
+                title = element("th", element("span", breakable(name)), scope="row", class_="name")
+                measured = zip(cells[name][shown], classes[shown], strict=False)
+                inside = (_cell(metric, cell, f"{name}, {label}", ends) for cell, label in measured)
+                rows.append(element("tr", title, *inside, class_=panels.get(name) or "reference"))
+            if rows:
+                bodies.append(element("tbody", *rows, class_=style))
+        return element("table", head, *bodies, class_="comparison by-class")
+
     heading = element("h3", metric_name(metric))
     text = element("p", metric.protocol, class_="quiet") if metric.protocol else None
-    box = element("div", grid, class_="scroll", role="region", aria_label=f"Table by class: {metric.title}", tabindex=0)
-    return element("section", heading, text, box)
+    in_parts = len(classes) > PAPER_CLASSES
+    box = element(
+        "div",
+        grid(slice(None)),
+        class_="scroll on-screen" if in_parts else "scroll",
+        role="region",
+        aria_label=f"Table by class: {metric.title}",
+        tabindex=0,
+    )
+    starts = range(0, len(classes), PAPER_CLASSES) if in_parts else ()
+    paper = [grid(slice(start, start + PAPER_CLASSES)) for start in starts]
+    return element("section", heading, text, box, element("div", *paper, class_="on-paper") if paper else None)
 
 
 def _cell(metric: Metric, cell: Measurement, whose: str, ends: tuple[float, float]) -> Html:
