@@ -1614,7 +1614,20 @@ for path, to, says, template in (
     (("data", "source", "valid_fraction"), "x", "valid_fraction is 'x'", "encode {}"),
     (("data", "source", "test_fraction"), float("nan"), "test_fraction is nan", "encode {}"),
     (("data", "checksum"), "0", "is no longer what", "evaluate {}"),
-    (("data", "checksum"), None, "is no longer what", "evaluate {}"),
+    (("data", "checksum"), None, NOT, "evaluate {}"),
+    (("data", "checksum"), None, NOT, "report {} --out page"),
+    (("environment",), [], NOT, "fit --resume {}"),
+    (("environment",), None, NOT, "fit --resume {}"),
+    (("options",), {"space": 1}, "vae has no option 'space'", "fit --resume {}"),
+    (("options",), {"out": "x"}, "vae has no option 'out'", "fit --resume {}"),
+    (("options",), {"resume": True}, "vae has no option 'resume'", "fit --resume {}"),
+    (("options",), {"fork": "/etc"}, "vae has no option 'fork'", "fit --fork {}"),
+    (("options",), {"budget": "9h"}, "vae has no option 'budget'", "fit --fork {}"),
+    (("train",), {}, NOT, "report {} --out page"),
+    (("train", "budget"), [], "budget is []", "report {} --out page"),
+    (("train", "validation_items"), None, "validation_items is None", "report {} --out page"),
+    (("train", "seed"), True, "seed is True", "report {} --out page"),
+    (("train", "strategy"), "x", "strategy is 'x'", "fit --resume {}"),
     (("train",), None, NOT, "fit --resume {}"),
     (("train",), [], NOT, "fit --resume {}"),
     (("train", "budget"), 3, "budget is 3", "fit --resume {}"),
@@ -1739,6 +1752,9 @@ for key, record in (
     ("samples of a number", '{"event": "samples", "step": 1, "elapsed_seconds": 1, "file": 3}'),
     ("samples of no file", '{"event": "samples", "step": 1, "elapsed_seconds": 1}'),
     ("samples of no time", '{"event": "samples", "step": 1, "file": "samples/0.npy"}'),
+    ("a line of maps", "[" + "{}," * 5_000_000 + "{}]"),
+    ("lines of nothing", "{\n" * 30_000_000),
+    ("the shortest records", '{"step":1,"elapsed_seconds":1}\n' * 1_500_000),
     ("a time below 0", '{"step": 3, "elapsed_seconds": -5, "train/loss": 2}'),
     ("10^299 steps", '{"step": 1e299, "elapsed_seconds": 1e299, "train/loss": 2}'),
     (
@@ -1772,6 +1788,29 @@ for key, content in (
         return words(REPORT, "vae")
 
     put(f"samples: {key}", "samples/", build)
+
+
+def long_film(path: Path) -> None:
+    """Samples of 3 GiB that take no room on the disk."""
+    path.write_bytes(npy_like("(50000000, 1, 8, 8)"))
+    os.truncate(path, path.stat().st_size + 50_000_000 * 64)
+
+
+def linked_film(path: Path) -> None:
+    """A link to samples elsewhere."""
+    np.save(path.parents[2] / "x.npy", np.full((4, 1, 8, 8), 99, np.uint8))
+    path.symlink_to(path.parents[2] / "x.npy")
+
+
+for make_film in (long_film, linked_film):
+
+    def build(folder: Path, make_film: Callable[[Path], None] = make_film) -> list[str]:
+        for path in (copy_run(folder, "vae") / "samples").glob("*.npy"):
+            path.unlink()
+            make_film(path)
+        return words(REPORT, "vae")
+
+    put(f"samples: {make_film.__name__}", "Report: page/report.html", build, page_is_clean)
 
 
 # --- names that reach the console, the page and the table -------------------------------------------------------------

@@ -92,8 +92,10 @@ def test_the_verbs_one_after_the_other(
     assert table["memory"].keys() <= {row["name"] for row in table["rows"]}
     ok("sample", "run", "--n", "40", "--out", "mine.npz")
     light = ["--features", "random", "--no-discriminator"]
-    table = json.loads(ok("evaluate", "--samples", "mine.npz", "--reference", source, "--json", *light))
-    assert table["rows"][0]["name"] == "mine"
+    odd = "mine\x7f\xa0\u2028\U000e0001"
+    Path("mine.npz").rename(f"{odd}.npz")
+    table = json.loads(ok("evaluate", "--samples", f"{odd}.npz", "--reference", source, "--json", *light))
+    assert table["rows"][0]["name"] == odd
     assert table["rows"][0]["measurements"]["kid_random"]["n"] == 6
     out = ok("compare", source, "--models", "vae,gan", "--set", "vae.hidden=8", "gan.hidden=8", *light, *SMALL)
     assert "not defined" in out
@@ -117,6 +119,10 @@ def test_the_verbs_one_after_the_other(
         ("fit vae digits --bugdet 3s", "Did you mean --budget"),
         ("fit vae digits --seed x", "seed"),
         ("fit vae digits --set hiden=3", "Did you mean 'hidden'"),
+        ("fit vae digits --set seed=3", "seed is no option of a model but a setting of the training; give --seed."),
+        ("fit vae digits --set checkpoint_every=9s", "give --checkpoint-every."),
+        ("fit vae digits --set out=x", "vae has no option 'out'"),
+        ("fit vae digits --set verbose=False", "vae has no option 'verbose'"),
         ("fit vae digits --set hidden", "KEY=VALUE"),
         ("fit vae digits --set hidden=8 hidden=9", "twice"),
         ("fit vae digits --set hidden=big", "hidden"),
@@ -151,6 +157,8 @@ def test_the_verbs_one_after_the_other(
         ("compare digits --models vae,gann", "Did you mean 'gan'"),
         ("compare digits --models vae --set gan.hidden=3", "gan.hidden"),
         ("compare digits --models vae --set vae.hiden=3", "Did you mean 'hidden'"),
+        ("compare digits --models vae --set vae.space=3", "vae has no option 'space'"),
+        ("sweep vae digits --over strategy=x,y", "strategy is 'x'; it must be one of ddp, fsdp"),
         ("models vaee", "Did you mean 'vae'"),
         ("fit vae digits --seed 99999999999999999999999", "seed"),
         ("fit vae digits --budget 1steps --out /dev/null/run", "/dev/null"),

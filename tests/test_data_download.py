@@ -425,6 +425,22 @@ class TestDisk:
         assert "a.bin.part cannot be written (Input/output error)" in refusal()
         assert names(download.cache_folder() / "small") == []
 
+    def test_links_are_not_written_through(self, server: Server, known: Any, tmp_path: Path) -> None:
+        known(server.offer())
+        server.answers = {"/0/a.bin": CONTENT}
+        mine = tmp_path / "mine"
+        mine.write_text("mine")
+        folder = tmp_path / "here" / "small"
+        folder.mkdir(parents=True)
+        (folder / "a.bin.part").symlink_to(mine)
+        assert (download_data("small", tmp_path / "here") / "a.bin").read_bytes() == CONTENT
+        assert not (folder / "a.bin").is_symlink()
+        (folder / "a.bin").unlink()
+        (folder / ".download.lock").unlink()
+        (folder / ".download.lock").symlink_to(mine)
+        assert "small/.download.lock cannot be written" in refusal(to=tmp_path / "here")
+        assert mine.read_text() == "mine"
+
     def test_a_file_in_the_folders_place(self, server: Server, known: Any, tmp_path: Path) -> None:
         known(server.offer())
         (tmp_path / "file").write_text("")

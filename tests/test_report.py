@@ -251,6 +251,7 @@ def test_everything_from_outside_is_escaped() -> None:
     assert text.count("<script") == 1
     assert page.text.count("alert(") >= 12
     assert element("p", "a < b", title='"') == '<p title="&quot;">a &lt; b</p>'
+    assert element("p", "a\x1b[31m\tb\nc", title="\x9b") == '<p title="\ufffd">a\ufffd[31m\tb\nc</p>'
 
 
 def test_undecodable_names_are_written(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from triptych.config import Budget, DataConfig, TrainConfig
@@ -528,6 +529,17 @@ class TestFiles:
         assert files.read_json(path) == {"a": 1}
         assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
 
+    def test_a_link_in_the_temporary_files_place_is_not_followed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("secrets.token_hex", lambda _: "known")
+        (tmp_path / "mine").write_text("mine")
+        (tmp_path / ".value.json.known.tmp").symlink_to(tmp_path / "mine")
+        with pytest.raises(FileExistsError):
+            files.write_json(tmp_path / "value.json", {})
+        assert (tmp_path / "mine").read_text() == "mine"
+        assert not (tmp_path / "value.json").exists()
+
     @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 torn"])
     def test_damaged_files_are_told(self, content: bytes, tmp_path: Path) -> None:
         for name, read in (
@@ -547,6 +559,23 @@ class TestFiles:
         path = tmp_path / "metrics.jsonl"
         path.write_text(json.dumps({"step": 1, "elapsed_seconds": 0.5}) + "\n" + '{"step": 2, "lo')
         assert files.Records.read(path) == [{"step": 1, "elapsed_seconds": 0.5}]
+
+    def test_of_a_long_file_some_records_are_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "metrics.jsonl"
+        path.write_text("[" + "{}," * 50_000 + "{}]\n" + json.dumps({"step": 3, "elapsed_seconds": 3}) + "\n")
+        assert files.Records.read(path) == [{"step": 3, "elapsed_seconds": 3}]
+        records = [{"step": i, "elapsed_seconds": i} | ({"event": "samples"} if i % 10 == 1 else {}) for i in range(99)]
+        path.write_text("\n".join(map(json.dumps, records)) + "\n")
+        assert files.Records.read(path) == records
+        monkeypatch.setattr(files, "MAX_PARSED_BYTES", path.stat().st_size // 4)
+        monkeypatch.setattr(files, "MAX_EVENTS", 5)
+        found = [record["step"] for record in files.Records.read(path)]
+        assert found == sorted({*range(0, 99, 5), 1, 11, 21, 31, 41})
+
+    def test_complex_weights_are_refused(self, tmp_path: Path) -> None:
+        safetensors.torch.save_file({"a": torch.zeros(2, dtype=torch.complex64)}, tmp_path / "model.safetensors")
+        with pytest.raises(InputError, match="complex numbers in 'a'"):
+            files.read_weights(tmp_path / "model.safetensors")
 
 
 def test_first_difference_names_the_field() -> None:

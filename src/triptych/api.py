@@ -42,7 +42,15 @@ from triptych.files import is_temporary, write_atomically, write_text
 from triptych.models.adversarial import AdversarialModel
 from triptych.models.autoregressive import AutoregressiveDensity
 from triptych.models.base import GenerativeModel, Likelihood
-from triptych.models.registry import PANELS, create_model, find_models, model_class, model_options, resolved_options
+from triptych.models.registry import (
+    PANELS,
+    check_options,
+    create_model,
+    find_models,
+    model_class,
+    model_options,
+    resolved_options,
+)
 from triptych.sampling.autoregressive import Sampler, Warp
 from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.cost import Cost
@@ -250,8 +258,9 @@ def resume(run: str | Path, *, verbose: bool = True) -> GenerativeModel:
     """
     config = read_config(Path(run))
     try:
-        settings = {**config["train"], **config["options"]}
         model, conditional = config["model"], config["n_classes"] > 0
+        check_options(model, config["options"])
+        settings = {**config["train"], **config["options"]}
         data = data_of(config, run)
     except (KeyError, TypeError) as error:
         raise InputError(f"{run}/config.json is not the configuration of a run ({error!r}).") from None
@@ -281,6 +290,7 @@ def fork(
     config = read_config(Path(run))
     try:
         model, conditional = config["model"], config["n_classes"] > 0
+        check_options(model, config["options"])
         options = {**config["options"], **settings}
         data = data_of(config, run) if data is None else data
     except (KeyError, TypeError) as error:

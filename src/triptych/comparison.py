@@ -22,7 +22,7 @@ from triptych.evaluation.pretrained import check_extractors
 from triptych.evaluation.results import Table
 from triptych.evaluation.verdicts import verdicts
 from triptych.models.base import Estimated, GenerativeModel
-from triptych.models.registry import find_models, model_class
+from triptych.models.registry import check_options, find_models, model_class
 from triptych.report.content import PanelContent, ReportContent, TradeOff
 from triptych.report.page import write_report
 from triptych.report.table import print_table, write_table
@@ -105,6 +105,8 @@ def compare(
             raise InputError(f"There is no training setting {key!r}.{nearest_name(key, api.TRAIN_FIELDS)}")
     config = TrainConfig(**train)
     n_classes = data.n_classes if conditional else 0
+    for name in names:
+        check_options(name, chosen[name])
     for name in names:  # Whatever would stop a later model stops the comparison now, before hours of training.
         api.create_model(name, data.space, n_classes=n_classes, **chosen[name])
     check_extractors(extractors or (), data)
@@ -375,7 +377,9 @@ def _panel(name: str, evaluation: Evaluation, runs: Sequence[Path]) -> PanelCont
 def _is_drawn(run: Path, record: Mapping[str, Any]) -> bool:
     """Whether a record of samples names a file that is there, in the run's own folder of samples."""
     file = record.get("file")
-    return isinstance(file, str) and Path(file).parent == Path("samples") and (run / file).is_file()
+    if not isinstance(file, str) or Path(file).parent != Path("samples"):
+        return False
+    return (run / file).is_file() and not any(path.is_symlink() for path in (run / "samples", run / file))
 
 
 def _drawn(run: Path, record: Mapping[str, Any], space: Space) -> np.ndarray:
@@ -386,7 +390,7 @@ def _drawn(run: Path, record: Mapping[str, Any], space: Space) -> np.ndarray:
     """
     path = run / record["file"]
     try:
-        samples = np.load(path, mmap_mode="r", allow_pickle=False)
+        samples = np.load(path, mmap_mode="r", allow_pickle=False)[:SHOWN]
         space.check(samples, "samples")
         return np.array(samples)
     except Exception as error:  # a damaged file makes NumPy raise nearly anything

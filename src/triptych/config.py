@@ -135,7 +135,8 @@ class TrainConfig:
             raise InputError(f"clip_norm is {self.clip_norm}; it must be 0 (no limit) or positive.")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
-        for field, allowed in {"device": ("auto", "cpu", "cuda"), "precision": ("auto", "32", "bf16")}.items():
+        words = {"device": ("auto", "cpu", "cuda"), "precision": ("auto", "32", "bf16"), "strategy": ("ddp", "fsdp")}
+        for field, allowed in words.items():
             if getattr(self, field) not in allowed:
                 raise InputError(f"{field} is {getattr(self, field)!r}; it must be one of {', '.join(allowed)}.")
 

@@ -48,8 +48,9 @@ def _one_line(box: str, verb: str) -> str:
     lines = [line.strip("│╭╮╰╯ ─") for line in box.splitlines()]
     title, *lines = [line if line else "" for line in lines]
     message = " ".join(line for line in lines[: lines.index("") if "" in lines else None]) or title
-    if "Perhaps you meant:" in lines:
-        message += f". Did you mean {lines[lines.index('Perhaps you meant:') + 1].split()[0]}?"
+    meant = lines[lines.index("Perhaps you meant:") + 1 :] if "Perhaps you meant:" in lines else []
+    if meant and meant[0].split():
+        message += f". Did you mean {meant[0].split()[0]}?"
     message = re.sub(r"Error parsing \S*dummy\S*: ", "", message)  # tyro's own name for a whole group of settings
     return f"{message.rstrip('.')}. See triptych {verb}--help".replace("?.", "?")
 

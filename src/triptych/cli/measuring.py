@@ -156,7 +156,8 @@ class Evaluate:
         evaluation = self._measure_samples() if self.samples or self.reference else self._measure_runs()
         if self.json:
             facts = {"notes": evaluation.notes, "memory": evaluation.memory}
-            say(json.dumps(evaluation.table.to_dict() | facts, indent=2, ensure_ascii=False))
+            # Of what JSON leaves as it is, only this would be made visible for the terminal, and be JSON no more.
+            say(json.dumps(evaluation.table.to_dict() | facts, indent=2).replace("\x7f", "\\u007f"))
             return
         from rich.console import Console
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,23 @@ from triptych.cli.words import (
 )
 from triptych.config import Budget, DataConfig, MeasureConfig, TrainConfig
 from triptych.errors import InputError
+
+
+def _options_of(model: str, settings: Settings) -> dict[str, Any]:
+    """The options that `--set` gives a model.
+
+    Raises:
+        InputError: If it has no such option.
+    """
+    from triptych.models.registry import check_options
+
+    options = parse_settings(settings)
+    if flag := next((field.name for field in fields(TrainConfig) if field.name in options), None):
+        raise InputError(
+            f"{flag} is no option of a model but a setting of the training; give --{flag.replace('_', '-')}."
+        )
+    check_options(model, options)
+    return options
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,6 @@ class Fit:
 
     def run(self) -> None:
         from triptych import api
-        from triptych.models.registry import model_options
 
         if self.resume is not None:
             given = Fit(resume=self.resume)
@@ -66,8 +82,7 @@ class Fit:
             raise InputError(
                 "fit needs a model and a source: triptych fit MODEL SOURCE, or a run to --resume or to --fork."
             )
-        model_options(self.model)  # An unknown name is told before a large set is read.
-        options = parse_settings(self.settings)
+        options = _options_of(self.model, self.settings)  # A wrong one is told before a large set is read.
         data = load_source(self.source, self.data)
         if self.dry_run:
             found = api.estimate(self.model, data, conditional=self.conditional, **self.train.to_dict(), **options)
@@ -97,7 +112,7 @@ class Fit:
         if self.source is None and self.data != DataConfig():
             raise InputError(f"--fork {run} takes the data from the run; give the source whose settings these are.")
         data = None if self.source is None else load_source(self.source, self.data)
-        api.fork(run, data, out=self.out, **self.train.to_dict(), **parse_settings(self.settings))
+        api.fork(run, data, out=self.out, **self.train.to_dict(), **_options_of(model, self.settings))
 
 
 @dataclass(frozen=True)

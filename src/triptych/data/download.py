@@ -168,7 +168,7 @@ def _held(folder: Path, name: str) -> Iterator[None]:
 
     The lock file stays, since one that is removed could be held twice.
     """
-    lock = os.open(folder / ".download.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = os.open(folder / ".download.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -199,6 +199,8 @@ def _fetch(file: RemoteFile, folder: Path, progress: Progress) -> None:
         OSError: If the folder cannot be written.
     """
     path, part = folder / file.name, folder / f"{file.name}.part"
+    if part.is_symlink():  # Writing would follow it.
+        part.unlink()
     if path.is_file() and _sha256(path) == file.sha256:
         progress(file.name, file.n_bytes, file.n_bytes)
         return

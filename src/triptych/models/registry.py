@@ -8,7 +8,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,16 @@ def resolved_options(name: str, model: GenerativeModel) -> dict[str, Any]:
     return {key: getattr(model, key) for key in model_options(name)}
 
 
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raises InputError if a model has no option of one of these names."""
+    known = model_options(name)
+    for key in options:
+        if key not in known:
+            raise InputError(
+                f"{name} has no option {key!r}.{nearest_name(key, known)} Options: {', '.join(known) or 'none'}."
+            )
+
+
 def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any) -> GenerativeModel:
     """An untrained model.
 
@@ -100,12 +110,9 @@ def create_model(name: str, space: Space, *, n_classes: int = 0, **options: Any)
     import torch
 
     cls = model_class(name)
+    check_options(name, options)
     known = model_options(name)
     for key, value in options.items():
-        if key not in known:
-            raise InputError(
-                f"{name} has no option {key!r}.{nearest_name(key, known)} Options: {', '.join(known) or 'none'}."
-            )
         expected = known[key][0]
         if not _fits(value, expected):
             raise InputError(f"Option {key} of {name} is {value!r}; it must be {_say(expected)}.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 
+# Bytes that would steer the terminal of one who looks at the page's source; HTML forbids them.
+_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(127, 160)), "�")
 VOID = frozenset({"br", "img", "link", "meta", "wbr"})
 
 
@@ -19,7 +21,11 @@ Attribute = str | int | float | bool | None
 
 def fragment(*children: Child) -> Html:
     """The children one after the other; None is left out."""
-    return Html("".join(c if isinstance(c, Html) else html.escape(c) for c in children if c is not None))
+    return Html("".join(c if isinstance(c, Html) else _escaped(c) for c in children if c is not None))
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text.translate(_CONTROLS))
 
 
 def breakable(name: str) -> Html:
@@ -42,6 +48,6 @@ def element(name: str, /, *children: Child, **attributes: Attribute) -> Html:
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
-        written.append(f" {key}" if value is True else f' {key}="{html.escape(str(value))}"')
+        written.append(f" {key}" if value is True else f' {key}="{_escaped(str(value))}"')
     start = f"<{name}{''.join(written)}>"
     return Html(start) if name in VOID else Html(f"{start}{fragment(*children)}</{name}>")

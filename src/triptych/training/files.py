@@ -18,6 +18,11 @@ from triptych.files import write_atomically, write_text
 
 MAX_JSON_BYTES = 2**24
 MAX_RECORD_BYTES = 2**28
+MAX_LINE_BYTES = 2**16
+MAX_PARSED_BYTES = 2**24
+"""Of longer records some are passed over: a curve shows no more, and what is read takes memory."""
+MAX_EVENTS = 10_000
+MAX_LINES = 2**22
 MAX_HEADER_BYTES = 2**22
 """Of a file of weights; a tensor takes some hundred."""
 
@@ -115,6 +120,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             content = path.read_bytes()
         state = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + n_header])
+        if complex_ := next((name for name, tensor in state.items() if tensor.is_complex()), None):
+            raise ValueError(f"complex numbers in {complex_!r}")
         wrong = next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
     except Exception as error:  # safetensors raises its own type, and OSError for short files
         raise InputError(f"{path} is damaged ({error}); restore it or train again.") from None
@@ -169,13 +176,27 @@ class Records:
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
-        """All whole records of a file: a line torn by a crash is dropped, and what is no record or no number."""
+        """The whole records of a file: a line torn by a crash is dropped, and what is no record or no number.
+
+        Of a file of more than MAX_PARSED_BYTES every other, third, ... record is read, and the first MAX_EVENTS events;
+        of none more than MAX_LINES lines.
+        """
         if not path.is_file():
             return []
         _check_size(path, MAX_RECORD_BYTES)
-        records = []
+        records: list[dict[str, Any]] = []
+        stride = 1 + path.stat().st_size // MAX_PARSED_BYTES
+        n_events = 0
         with path.open("rb") as lines:
-            for line in lines:
+            for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES), b"")):
+                if number == MAX_LINES:
+                    break
+                if len(line) < len('{"step":1}'):
+                    continue
+                if number % stride:
+                    if b'"event"' not in line or n_events == MAX_EVENTS:
+                        continue
+                    n_events += 1
                 with contextlib.suppress(ValueError, RecursionError):
                     record = json.loads(line)
                     if (

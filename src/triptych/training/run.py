@@ -151,6 +151,16 @@ def _wrong_in(config: Any) -> str:
         return f"n_classes is {config['n_classes']}"
     if not all(isinstance(name, str) for name in config["class_names"]):
         return f"class_names is {config['class_names']!r}"
+    if not isinstance(config.get("environment"), dict):
+        return f"environment is {config.get('environment')!r}"
+    if not isinstance(config["data"].get("checksum"), str):
+        return f"data.checksum is {config['data'].get('checksum')!r}"
+    if lacking := next((field for field in ("budget", "seed", "validation_items") if field not in config["train"]), ""):
+        return f"train has no {lacking}"
+    try:
+        TrainConfig(**config["train"])
+    except (InputError, TypeError) as error:  # a value that does not fit; a field that there is none of
+        return f"train: {error}"
     source = config["data"].get("source")
     if not isinstance(source, dict) or not isinstance(source.get("source", ""), str):
         return f"data.source is {source!r}"
