@@ -184,7 +184,7 @@ def test_wrong_options_are_told(name: str, options: dict[str, Any], message: str
     ("name", "n_second", "message"),
     [
         ("kernel_density", 0, "class 1 has 0 items"),
-        ("probabilistic_pca", 1, "class 1 has 1 items"),
+        ("probabilistic_pca", 1, "class 1 has 1 item;"),
         ("k_means", 4, "class 1 has 4 items; n_components = 5"),
     ],
 )

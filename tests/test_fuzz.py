@@ -244,6 +244,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = {"source": "digits"}
     config = {"format": FORMAT, "model": "vae", "options": options, "space": space_to_dict(SPACE), "n_classes": 0}
     config |= {"class_names": [], "train": TrainConfig().to_dict(), "data": {"source": source, "checksum": "0"}}
+    config["environment"] = {}
     write_json(folder / "config.json", config)
     summary = {"steps": 1, "n_images_seen": 8, "n_parameters": 9, "seconds": 1.5, "reason": "budget", "findings": ["a"]}
     write_json(folder / "summary.json", summary)
