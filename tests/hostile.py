@@ -593,6 +593,34 @@ files(
 )
 
 
+LINK = "is a link out of the folder"
+
+
+def link_out(key: str, name: str, others: dict[str, bytes], template: str = SHOW) -> None:
+    """Adds a case of a folder, named `set`, in which a file is a link out, of which nothing is to be told."""
+
+    def build(folder: Path) -> list[str]:
+        (folder / "set").mkdir()
+        for other, content in others.items():
+            (folder / "set" / other).write_bytes(content)
+        (folder / "secret").write_bytes(b"SECRET" * 99)
+        (folder / "set" / name).symlink_to("../secret")
+        return words(template, "set")
+
+    put(f"{key}: a link out of the folder", f"{name}' {LINK}", build)
+
+
+LINKED = idx(9, 2, 2, data=bytes(36))
+link_out("idx: images", "train-images-idx3-ubyte", {})
+link_out("idx: labels", "train-labels-idx1-ubyte", {"train-images-idx3-ubyte": LINKED})
+link_out(
+    "idx: labels of one file",
+    "train-labels-idx1-ubyte",
+    {"train-images-idx3-ubyte": LINKED},
+    "data show set/train-images-idx3-ubyte",
+)
+
+
 # --- the text files of binary MNIST, and CIFAR's archive --------------------------------------------------------------
 
 AMAT = [f"binarized_mnist_{part}.amat" for part in ("train", "valid", "test")]
@@ -617,6 +645,8 @@ def _(folder: Path) -> list[str]:
     return words("data show set")
 
 
+for number, part in enumerate(AMAT):
+    link_out(f"amat: part {number}", part, dict.fromkeys(AMAT[:number], b"1 " * 783 + b"1\n"))
 CIFAR = "cifar-10-binary.tar.gz"
 BATCH = "data_batch_1.bin"
 for key, content, says in (
@@ -643,6 +673,22 @@ for key, content, says in (
     ),
 ):
     file(CIFAR, content, says, key=f"cifar: {key}")
+
+
+link_out("cifar", CIFAR, {})
+
+
+@case("cifar: a pipe", f"{CIFAR}' is not a regular file")
+def _(folder: Path) -> list[str]:
+    (folder / "set").mkdir()
+    os.mkfifo(folder / "set" / CIFAR)
+    return words("data show set")
+
+
+@case("cifar: a folder", f"{CIFAR}' is not a regular file")
+def _(folder: Path) -> list[str]:
+    (folder / "set" / CIFAR).mkdir(parents=True)
+    return words("data show set")
 
 
 # --- image files ------------------------------------------------------------------------------------------------------
@@ -1134,6 +1180,21 @@ def _(folder: Path) -> list[str]:
     (folder / "set").mkdir()
     (folder / "a.tar").write_bytes(WHOLE)
     (folder / "set" / "a.tar").symlink_to("../a.tar")
+    return words("data show set")
+
+
+@case("tar: a pipe in a folder of shards", "b.tar' is not a regular file")
+def _(folder: Path) -> list[str]:
+    (folder / "set").mkdir()
+    (folder / "set" / "a.tar").write_bytes(WHOLE)
+    os.mkfifo(folder / "set" / "b.tar")
+    return words("data show set")
+
+
+@case("tar: a link to nothing in a folder of shards", "a.tar' is not a regular file")
+def _(folder: Path) -> list[str]:
+    (folder / "set").mkdir()
+    (folder / "set" / "a.tar").symlink_to("b.tar")
     return words("data show set")
 
 

@@ -223,6 +223,19 @@ class TestSources:
         single = read_sources(run, model, str(tmp_path / "1.png"), half=True, data=DataConfig(size="6x4", crop="none"))
         assert np.array_equal(single.images, halves.images[1:2])
 
+    def test_a_link_out_of_a_folder_is_refused(self, run: Path, tmp_path: Path) -> None:
+        model = check_translator(triptych.load(run))
+        for number, picture in enumerate(to_rgb(images_of(SPACE, 2), SPACE)):
+            Image.fromarray(picture).save(tmp_path / f"{number}.png")
+        (tmp_path / "set").mkdir()
+        (tmp_path / "set" / "0.png").symlink_to(tmp_path / "0.png")
+        with pytest.raises(InputError, match=r"set/0\.png' is a link out of the folder"):
+            read_sources(run, model, str(tmp_path / "set"))
+        (tmp_path / "set" / "0.png").unlink()
+        (tmp_path / "1.png").rename(tmp_path / "set" / "1.png")
+        (tmp_path / "set" / "0.png").symlink_to("1.png")
+        assert read_sources(run, model, str(tmp_path / "set")).names == ("0.png", "1.png")
+
     def test_of_a_data_set_in_a_folder(self, run: Path, tmp_path: Path) -> None:
         model = check_translator(triptych.load(run))
         for name in ("a", "b"):

@@ -17,6 +17,7 @@ from triptych.config import DataConfig
 from triptych.data.dataset import level_dtype
 from triptych.data.decode import EXTENSIONS
 from triptych.data.pictures import image_grid, joined, read_picture, save_picture, scale_for, to_rgb
+from triptych.data.store import refuse_link_out
 from triptych.drawing import check_file, check_seed, read_labels
 from triptych.errors import InputError
 from triptych.models.base import GenerativeModel
@@ -214,7 +215,8 @@ def read_sources(
         half: The image files hold nothing but the given half.
         data: How to read: `size` and `crop` of image files; all else as in `read_originals`.
     Raises:
-        InputError: If they cannot be read, are not in the space, or an argument does not apply to the source.
+        InputError: If they cannot be read, are links out of the folder, are not in the space, or an argument does not
+            apply to the source.
     """
     space = model.images
     if half and model.given not in ("left", "right"):
@@ -224,6 +226,9 @@ def read_sources(
     if path is not None and split is None:
         found = [path] if path.is_file() else sorted(path.iterdir()) if path.is_dir() else []
         files = [file for file in found if file.suffix.lower() in EXTENSIONS and file.is_file()]
+        if path.is_dir():
+            for file in files:
+                refuse_link_out(file, path.resolve())
     if path is None or not files or (path.is_file() and not half):
         if half:
             raise InputError("half is for image files; name one, or a folder of them.")

@@ -8,6 +8,7 @@ import numpy as np
 
 from triptych.data.arrays import parts_of_arrays
 from triptych.data.parts import Parts
+from triptych.data.store import refuse_link_out
 from triptych.errors import InputError
 
 SIDE = 28
@@ -27,7 +28,8 @@ def read_amat(folder: Path, levels: int | None = None) -> Parts:
         folder: Where they lie.
         levels: As in `load_data`.
     Raises:
-        InputError: If one is missing, or is anything but lines of 784 zeros and ones with spaces between.
+        InputError: If one is missing, is a link out of the folder, or is anything but lines of 784 zeros and ones with
+            spaces between.
     Source:
         Larochelle & Murray 2011, The Neural Autoregressive Distribution Estimator. The draw is that of Salakhutdinov &
         Murray 2008.
@@ -37,6 +39,7 @@ def read_amat(folder: Path, levels: int | None = None) -> Parts:
         path = folder / name
         if not path.is_file():
             raise InputError(f"{str(path)!r} is missing; the set is {', '.join(_FILES.values())}.")
+        refuse_link_out(path, folder.resolve())
         images[part] = _read(path)
     parts = parts_of_arrays(
         images, dict.fromkeys(_FILES), name="binarized_mnist", what=repr(str(folder)), levels=levels

@@ -14,6 +14,7 @@ import numpy as np
 
 from triptych.data.arrays import parts_of_arrays
 from triptych.data.parts import Parts
+from triptych.data.store import check_file
 from triptych.errors import InputError
 
 SHAPE = (3, 32, 32)
@@ -56,10 +57,17 @@ LAYOUTS = {
 
 
 def find_cifar(path: Path) -> Path | None:
-    """The archive that a path is, or that lies alone in a folder; None if there is none."""
+    """The archive that a path is, or that lies alone in a folder; None if there is none.
+
+    Raises:
+        InputError: If that in a folder is a link out of it, or no regular file.
+    """
     if path.is_dir():
         found = [file for file in path.iterdir() if _ARCHIVE.fullmatch(file.name)]
-        return found[0] if len(found) == 1 else None
+        if len(found) != 1:
+            return None
+        check_file(found[0], path.resolve())
+        return found[0]
     return path if _ARCHIVE.fullmatch(path.name) and path.is_file() else None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from triptych.data.arrays import parts_of_arrays
 from triptych.data.parts import Parts
+from triptych.data.store import refuse_link_out
 from triptych.errors import InputError
 
 # <set>-images-idx3-ubyte[.gz]; torchvision and others write a dot before idx.
@@ -34,7 +35,8 @@ def read_idx(path: Path, levels: int | None = None) -> Parts:
         path: A file, or a folder with `train-images-idx3-ubyte[.gz]` and the like.
         levels: As in `load_data`.
     Raises:
-        InputError: If a file is damaged or the files do not belong together.
+        InputError: If a file is damaged, one that was found is a link out of its folder, or the files do not belong
+            together.
     """
     files = _find(path) if path.is_dir() else {"all": path}
     images, labels = {}, {}
@@ -115,6 +117,7 @@ def _find(folder: Path) -> dict[str, Path]:
         match = _IMAGES.fullmatch(file.name)
         if match is None or not file.is_file():
             continue
+        refuse_link_out(file, folder.resolve())
         family, _, part = match["set"].rpartition("-")  # 'emnist-letters', 'train'
         if part.lower() not in _PARTS:
             family, part = match["set"], "train"
@@ -137,4 +140,7 @@ def _labels_of(images: Path) -> Path | None:
         return None
     rest = re.sub("idx[34]", "idx1", match["rest"], flags=re.IGNORECASE).removesuffix(".gz")
     names = [f"{match['set']}-labels{rest}{packed}" for packed in ("", ".gz")]
-    return next((images.with_name(name) for name in names if images.with_name(name).is_file()), None)
+    labels = next((images.with_name(name) for name in names if images.with_name(name).is_file()), None)
+    if labels is not None:
+        refuse_link_out(labels, images.parent.resolve())
+    return labels

@@ -21,7 +21,7 @@ from triptych.data.dataset import LARGE_BYTES
 from triptych.data.decode import EXTENSIONS, Crop, Recipe, UnreadableImage
 from triptych.data.folder import PARTS, Order, Progress, images_of
 from triptych.data.parts import Parts, name_labels
-from triptych.data.store import Store, is_hidden, leads_within, walk
+from triptych.data.store import Store, check_file, is_hidden, walk
 from triptych.errors import InputError, counted
 
 MAX_SHARDS = 1_000_000
@@ -44,7 +44,8 @@ def find_shards(source: Path) -> tuple[Path, list[Path]] | None:
         source: A tar file, a folder that holds tar files and no images, or a path with braces, as
             `train-{000000..000146}.tar` or `{train,val}-{00..09}.tar`, that is no file itself.
     Raises:
-        InputError: If a shard of a path with braces is missing, or the braces make no sense.
+        InputError: If a shard of a path with braces is missing, the braces make no sense, or a shard in a folder is a
+            link out of it or no regular file.
     """
     text = str(source)
     if source.is_file():
@@ -57,10 +58,7 @@ def find_shards(source: Path) -> tuple[Path, list[Path]] | None:
                     return None
                 if _is_tar(name):
                     found.append(path := folder / name)
-                    if path.is_symlink() and not leads_within(path, source.resolve()):
-                        raise InputError(
-                            f"{str(path)!r} is a link out of the folder; put the file itself in its place."
-                        )
+                    check_file(path, source.resolve())
         return (source, sorted(found)) if found else None
     if "{" not in text:
         return None

@@ -77,6 +77,19 @@ def leads_within(link: Path, real_root: Path) -> bool:
         return False
 
 
+def refuse_link_out(path: Path, real_root: Path) -> None:
+    """Raises InputError if a file of a folder is a link that leads out of it; where it leads is not opened."""
+    if path.is_symlink() and not leads_within(path, real_root):
+        raise InputError(f"{str(path)!r} is a link out of the folder; put the file itself in its place.")
+
+
+def check_file(path: Path, real_root: Path) -> None:
+    """Raises InputError if what was found in a folder is a link that leads out of it, or no regular file."""
+    refuse_link_out(path, real_root)
+    if not path.is_file():  # a pipe would wait for ever
+        raise InputError(f"{str(path)!r} is not a regular file; take it out of the folder.")
+
+
 def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Every folder below a root, itself first: its path, its subfolders and its files, but for what is hidden.
 
@@ -111,9 +124,7 @@ class FolderStore(NamedStore):
                 if (link := folder / name).is_symlink():
                     raise InputError(f"{str(link)!r} is a link to a folder; put the folder itself in its place.")
             for name in files:
-                path = folder / name
-                if path.is_symlink() and not leads_within(path, real_root):
-                    raise InputError(f"{str(path)!r} is a link out of the folder; put the file itself in its place.")
+                refuse_link_out(path := folder / name, real_root)
                 self._list(path.relative_to(root).as_posix())
         self.names.sort()
 
