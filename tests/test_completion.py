@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from test_autoregressive import all_images, model_for
 
 import triptych
-from triptych.completion import n_sites_kept, read_originals
+from triptych.completion import _holds_floats, n_sites_kept, read_originals
 from triptych.config import DataConfig
 from triptych.data.animation import MAX_FRAMES, MAX_SHOWN, Frames, save_animation
 from triptych.data.dataset import Dataset
@@ -416,6 +417,21 @@ class TestOriginals:
         found = read_originals(run, space, str(tmp_path / "bright.npy"), data=DataConfig(levels=5))
         assert np.array_equal(found.images[:, 0], images * 60 * 5 // 256)
         assert "256 levels to 5" in found.notes[0]
+
+    def test_arrays_are_told_from_floats_by_their_headers(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for dtype, expected in ((np.uint8, False), (np.float16, True), (np.float64, True)):
+            many = np.zeros((2**12, 32, 32), dtype)
+            np.save(tmp_path / "a.npy", many)
+            np.savez_compressed(tmp_path / "a.npz", x=many)
+            for name in ("a.npy", "a.npz"):
+                tracemalloc.start()
+                assert _holds_floats(tmp_path / name) == expected
+                assert tracemalloc.get_traced_memory()[1] < 2**21
+                tracemalloc.stop()
+        monkeypatch.setattr("triptych.data.arrays.MAX_NPZ_ENTRIES", 0)
+        assert not _holds_floats(tmp_path / "a.npz")
 
     def test_of_image_files(self, run: Path, tmp_path: Path) -> None:
         space, path = triptych.load(run).space, tmp_path / "a.png"

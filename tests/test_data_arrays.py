@@ -10,6 +10,7 @@ import pytest
 
 from triptych.data.levels import level_table, native_levels
 from triptych.data.load import load_data
+from triptych.data.store import count_entries
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace, PointSpace
 
@@ -252,6 +253,30 @@ def test_damaged_npz(tmp_path: Path) -> None:
     np.savez_compressed(path, images=np.zeros((70, 1024, 1024), np.uint8))
     with pytest.raises(InputError, match="zip bomb"):
         load_data(path)
+
+
+def test_npz_of_many_entries_is_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "a.npz", images=GREY, labels=np.arange(20), more=GREY)
+    assert len(load_data(tmp_path / "a.npz").train) == 16
+    monkeypatch.setattr("triptych.data.arrays.MAX_NPZ_ENTRIES", 2)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(InputError, match=r"has 3 entries; at most 2 are read: save fewer"):
+        load_data(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("place", [4, 16])
+def test_entries_are_counted_though_the_end_of_the_zip_looks_like_two(tmp_path: Path, place: int) -> None:
+    """The disks and the offset of the directory may hold what an end begins with."""
+    np.savez(tmp_path / "a.npz", images=GREY, labels=np.arange(20))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    end = content.rindex(b"PK\5\6")
+    content[end + place : end + place + 4] = b"PK\5\6"
+    (tmp_path / "a.npz").write_bytes(content)
+    assert count_entries(tmp_path / "a.npz") == 2
+    false_end = b"PK\6\6" + bytes(72)  # of a large zip; what leads to it is missing, so that zipfile passes it over
+    content = content[:end] + false_end + content[end:]
+    (tmp_path / "a.npz").write_bytes(content)
+    assert count_entries(tmp_path / "a.npz") == 2
 
 
 def test_npy_is_read_as_needed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from triptych.api import choose_split, data_of, load, write_arrays
 from triptych.config import DataConfig
 from triptych.data.animation import MAX_SHOWN, Frames, check_suffix, save_animation
-from triptych.data.arrays import KEYS, read_npy, read_npz
+from triptych.data.arrays import holds_floats, read_npy, read_npz
 from triptych.data.dataset import Dataset, level_dtype
 from triptych.data.decode import EXTENSIONS
 from triptych.data.load import load_data
@@ -341,11 +341,7 @@ def _refuse(data: DataConfig, allowed: Sequence[str], what: str) -> None:
 def _holds_floats(path: Path) -> bool:
     """Whether the images of an .npy or .npz file are floats; False if it cannot be read, which others tell of."""
     try:
-        content = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content.dtype.kind == "f"
-        with content:
-            return any(content[key].dtype.kind == "f" for key in KEYS["all"][0] if key in content)
+        return holds_floats(path)
     except Exception:
         return False
 

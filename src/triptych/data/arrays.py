@@ -16,10 +16,11 @@ import numpy as np
 from triptych.data.dataset import LARGE_BYTES, PIECE_BYTES, Items, Split, item_bytes, level_dtype, pieces
 from triptych.data.levels import level_table, native_levels
 from triptych.data.parts import Parts, name_labels
-from triptych.data.store import MAX_RATIO
+from triptych.data.store import FREE_BYTES, MAX_RATIO, count_entries
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace
 
+MAX_NPZ_ENTRIES = 10_000
 _AT_ONCE = 256  # items of a memory map: each brings its neighbours in the file along
 MAX_POINT_DIM = 16  # a float array of shape (N, D) with a larger D is more likely flattened images
 
@@ -100,13 +101,13 @@ def read_npz(path: Path, levels: int | None = None) -> Parts:
     """Reads an .npz file, with or without splits of its own; see `load_data` for the keys.
 
     Raises:
-        InputError: If the file is damaged, lacks the keys, or does not hold images or points.
+        InputError: If the file is damaged, has more than 10,000 entries, lacks the keys, or does not hold images or
+            points.
     """
     what = repr(str(path))
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            keys = {info.filename[: -len(".npy")]: info for info in members}
+        with _opened_npz(path) as archive:
+            keys = _members(archive)
             chosen = _choose_keys(keys, what)
             used = [key for pair in chosen.values() for key in pair if key] + [key for key in keys if key == "palette"]
             loaded = {key: _read_member(archive, keys[key], f"{what} key {key!r}") for key in used}
@@ -124,6 +125,33 @@ def read_npz(path: Path, levels: int | None = None) -> Parts:
     if unused:
         parts.found.append(f"Keys that were not used: {', '.join(map(repr, unused))}.")
     return parts
+
+
+def holds_floats(path: Path) -> bool:
+    """Whether the items of an .npy file, or of an .npz file without splits, are floats. Only headers are read.
+
+    Raises:
+        InputError: If a header claims what cannot be. Damaged files have NumPy and zipfile raise other things.
+    """
+    what = repr(str(path))
+    if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            return _check_header(file, path.stat().st_size, what).kind == "f"
+    with _opened_npz(path) as archive:
+        keys = _members(archive)
+        return any(_check_member(archive, keys[key], what).kind == "f" for key in KEYS["all"][0] if key in keys)
+
+
+def _opened_npz(path: Path) -> zipfile.ZipFile:
+    if (n := count_entries(path)) > MAX_NPZ_ENTRIES:
+        raise InputError(f"{str(path)!r} has {n} entries; at most {MAX_NPZ_ENTRIES} are read: save fewer arrays in it.")
+    return zipfile.ZipFile(path)
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The arrays of an .npz file, by their keys."""
+    members = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+    return {info.filename[: -len(".npy")]: info for info in members}
 
 
 def _unreadable(what: str, error: BaseException) -> InputError:
@@ -153,8 +181,13 @@ def _choose_keys(keys: Mapping[str, object], what: str) -> dict[str, tuple[str, 
     return chosen
 
 
-def _check_header(stream: IO[bytes], size: int, what: str) -> None:
-    """Refuses pickles, and arrays that claim more than `size` bytes hold, before anything is allocated for them."""
+def _check_header(stream: IO[bytes], size: int, what: str) -> np.dtype:
+    """The dtype of an array of which nothing is read but the header.
+
+    Raises:
+        InputError: If it holds Python objects, or claims a shape that cannot be or more than `size` bytes hold.
+        ValueError: If the header is damaged.
+    """
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise InputError(f"{what} is in version {version} of NumPy's format; save a plain array of numbers.")
@@ -165,20 +198,32 @@ def _check_header(stream: IO[bytes], size: int, what: str) -> None:
         raise ValueError(f"damaged header: {error}") from None
     if dtype.hasobject:
         raise InputError(f"{what} holds Python objects, which would have to run code to load; save numbers instead.")
-    if any(size < 0 for size in shape):
+    # NumPy fails on True for a size, and on sizes that overflow though another is 0.
+    n_most = math.prod(n or 1 for n in shape) * max(1, dtype.itemsize)
+    if any(type(n) is not int or n < 0 for n in shape) or n_most >= 2**63:
         raise InputError(f"{what} claims the shape {shape}; get a whole copy.")
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > size - stream.tell():
         raise InputError(f"{what} claims {claimed} bytes of data but holds {size - stream.tell()}; get a whole copy.")
+    return dtype
+
+
+def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> np.dtype:
+    """The dtype of a member of an .npz file.
+
+    Raises:
+        InputError: As `_check_header`, and if it is encrypted or a zip bomb.
+    """
+    if info.flag_bits & 1:
+        raise InputError(f"{what} is encrypted; save it without a password.")
+    if info.file_size > FREE_BYTES and info.file_size > MAX_RATIO * info.compress_size:
+        raise InputError(f"{what} unpacks to {info.file_size} bytes from {info.compress_size}: refused as a zip bomb.")
+    with archive.open(info) as stream:
+        return _check_header(stream, info.file_size, what)
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> np.ndarray:
-    if info.flag_bits & 1:
-        raise InputError(f"{what} is encrypted; save it without a password.")
-    if info.file_size > 64 * 2**20 and info.file_size > MAX_RATIO * info.compress_size:
-        raise InputError(f"{what} unpacks to {info.file_size} bytes from {info.compress_size}: refused as a zip bomb.")
-    with archive.open(info) as stream:
-        _check_header(stream, info.file_size, what)
+    _check_member(archive, info, what)
     with archive.open(info) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
 

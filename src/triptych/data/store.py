@@ -19,7 +19,9 @@ from triptych.errors import InputError
 MAX_FILE_BYTES = 512 * 2**20
 MAX_ZIP_ENTRIES = 2_000_000
 MAX_RATIO = 200
-"""How much a member of a zip may grow as it is unpacked; only large ones are held to it."""
+"""How much what is packed may grow as it is unpacked, past `FREE_BYTES`."""
+FREE_BYTES = 64 * 2**20
+"""Up to so many bytes it may grow as it likes."""
 MAX_NAME_LETTERS = 4096
 MAX_DEPTH = 200
 
@@ -147,17 +149,19 @@ class FolderStore(NamedStore):
             raise UnreadableImage(error.strerror or type(error).__name__) from None
 
 
-def _count_entries(path: Path) -> int:
+def count_entries(path: Path) -> int:
     """Entries in the directory at a zip's end, counted without reading them: each takes half a kilobyte once read."""
     with path.open("rb") as file:
         length = file.seek(0, os.SEEK_END)
         file.seek(max(0, length - 2**16 - 100))
         tail = file.read()
-        end = tail.rfind(b"PK\5\6")
+        # The end is looked for as zipfile looks for it: what it holds may be made to look like an end too.
+        has_no_comment = tail[-22:].startswith(b"PK\5\6") and tail.endswith(b"\0\0")
+        end = len(tail) - 22 if has_no_comment else tail.rfind(b"PK\5\6")
         if end < 0 or len(tail) < end + 16:
             return 0
         n_bytes = int.from_bytes(tail[end + 12 : end + 16], "little")
-        if tail[max(0, end - 76) :].startswith(b"PK\6\6"):  # of large zips
+        if end >= 76 and tail[end - 76 :].startswith(b"PK\6\6") and tail[end - 20 :].startswith(b"PK\6\7"):  # large
             n_bytes = int.from_bytes(tail[end - 36 : end - 28], "little")
         file.seek(max(0, length - n_bytes - 2**16 - 100))
         n, kept = 0, b""
@@ -183,7 +187,7 @@ class ZipStore(NamedStore):
         self._lock = threading.Lock()
         what = repr(str(path))
         try:
-            if (n := _count_entries(path)) > MAX_ZIP_ENTRIES:
+            if (n := count_entries(path)) > MAX_ZIP_ENTRIES:
                 raise InputError(f"{what} has {n} entries; at most {MAX_ZIP_ENTRIES} are read: cut it in several.")
             members = self._open().infolist()
         except InputError:
@@ -206,7 +210,7 @@ class ZipStore(NamedStore):
             if member.flag_bits & 1:
                 raise InputError(f"{what} is encrypted ({name!r}); unpack it with its password first.")
             size, packed = member.file_size, member.compress_size
-            if size > MAX_FILE_BYTES or (size > 64 * 2**20 and size > MAX_RATIO * packed):
+            if size > MAX_FILE_BYTES or (size > FREE_BYTES and size > MAX_RATIO * packed):
                 raise InputError(f"{what} holds {name!r}, {packed} bytes that unpack to {size}: refused as a zip bomb.")
             self._list(name)
         self.names.sort()
