@@ -419,13 +419,18 @@ file("header-nul.npy", npy("{'descr': '|u1\0', 'fortran_order': False, 'shape': 
 file("header-long.npy", npy("{" + " " * 100_000 + "}", version=(2, 0)), "damaged header")
 file("header-claims-4gib.npy", b"\x93NUMPY\x02\x00\xff\xff\xff\xff{}", "cannot be read as a NumPy file")
 file("terabytes.npy", npy_like("(1000000, 1000, 1000)"), "claims 1000000000000 bytes of data but holds 0")
-file("overflow.npy", npy_like("(4294967296, 4294967296, 16)"), "bytes of data but holds 0")
+file("overflow.npy", npy_like("(4294967296, 4294967296, 16)"), "claims the shape (4294967296, 4294967296, 16)")
 file("negative.npy", npy_like("(-1, 8, 8)", data=bytes(64)), "claims the shape (-1, 8, 8)")
 file("two-negatives.npy", npy_like("(-2, -4, 8)", data=bytes(64)), "claims the shape (-2, -4, 8)")
 file("zero.npy", saved(np.zeros((0, 8, 8), np.uint8)), "it holds no items")
 file("zero-width.npy", saved(np.zeros((8, 8, 0), np.uint8)), "it holds no items")
 file("shape-float.npy", npy_like("(4.0, 8, 8)", data=bytes(256)), "damaged header")
 file("shape-int.npy", npy_like("4", data=bytes(4)), "damaged header")
+for shape in (f"({2**70}, 0)", f"(0, {2**70})", "(True, 8, 8)", f"({2**40}, {2**40}, 0)"):
+    odd = npy_like(shape, data=bytes(64))
+    file("shape.npy", odd, f"claims the shape {shape}", key=f"shape.npy: {shape}")
+    file("shape.npz", zipped({"images.npy": odd}), f"key 'images' claims the shape {shape}", key=f"shape.npz: {shape}")
+    file("y.npz", zipped({"x.npy": saved(np.zeros(9)), "y.npy": odd}), "'y' claims", key=f"npz: labels of {shape}")
 file("cut.npy", saved(np.zeros((9, 8, 8), np.uint8))[:-1], "claims 576 bytes of data but holds 575")
 file("scalar.npy", saved(np.array(3)), "it holds no items")
 file("one-axis-integers.npy", saved(np.arange(9)), "for points give floats")
@@ -515,6 +520,9 @@ def _(folder: Path) -> list[str]:
     return words("data show bomb.npz")
 
 
+file("many.npz", zipped({f"{number}.npy": b"" for number in range(10_001)}), "has 10001 entries; at most 10000")
+
+
 @case("npz: two names for one bomb that the header hides", "cannot be read as a NumPy file")
 def _(folder: Path) -> list[str]:
     content = zipped({"images.npy": npy_like("(4, 8, 8)", data=bytes(2**26))})
@@ -567,6 +575,7 @@ file("labels-idx1-ubyte", idx(9, data=bytes(9)), "holds an array of 1 axes, not 
 file("pickle-idx3-ubyte", PICKLE, "is not an IDX file")
 file("score-idx3-ubyte", idx(2**31, 8, 8), "claims 137438953472 bytes", "fit pixel_cnn {}")
 file("bomb-idx3-ubyte.gz", gzip.compress(idx(2**20, 32, 32) + bytes(2**27)), "bytes of data in a file of")
+file("full-idx3-ubyte.gz", gzip.compress(idx(2**17, 32, 32) + bytes(2**27)), "bytes of data in a file of")
 file("more-idx3-ubyte.gz", gzip.compress(idx(4, 8, 8) + bytes(2**28)), "claims 256 bytes of data but holds more")
 file("near-idx3-ubyte.gz", gzip.compress(idx(2**10, 2**8, 2**8) + bytes(2**20)), "claims 67108864 bytes of data")
 file("cut-idx3-ubyte.gz", gzip.compress(idx(4, 8, 8, data=bytes(256)))[:-12], "cannot be read")

@@ -102,6 +102,18 @@ def test_bomb_is_not_unpacked(tmp_path: Path) -> None:
         load_data(path)
 
 
+def test_what_unpacks_to_200_times_its_size_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("triptych.data.idx.FREE_BYTES", 1000)
+    rows = RNG.integers(0, 256, (100, 1, 60), dtype=np.uint8)
+    images = np.concatenate([rows, np.zeros((100, 99, 60), np.uint8)], axis=1)
+    assert len(load_data(write(tmp_path / "a-images-idx3-ubyte.gz", idx(images))).train) == 80
+    path = write(tmp_path / "b-images-idx3-ubyte.gz", idx(np.zeros_like(images)))
+    with pytest.raises(InputError, match=r"claims 600000 bytes .* of \d+; get a whole copy, or unpack it"):
+        load_data(path)
+    path = write(tmp_path / "b-images-idx3-ubyte", idx(np.zeros_like(images)))
+    assert len(load_data(path).train) == 80
+
+
 def test_files_that_do_not_belong_together(tmp_path: Path) -> None:
     write(tmp_path / "train-images-idx3-ubyte", idx(IMAGES))
     write(tmp_path / "train-labels-idx1-ubyte", idx(LABELS[:5]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from triptych.data.arrays import parts_of_arrays
 from triptych.data.parts import Parts
-from triptych.data.store import refuse_link_out
+from triptych.data.store import FREE_BYTES, MAX_RATIO, refuse_link_out
 from triptych.errors import InputError
 
 # <set>-images-idx3-ubyte[.gz]; torchvision and others write a dot before idx.
@@ -88,10 +88,10 @@ def _read_array(stream: IO[bytes] | gzip.GzipFile, what: str, n_file: int, packe
         raise InputError(f"{what} claims {n_dims} axes and has {len(header)} bytes of sizes; get a whole copy.")
     shape = tuple(int(size) for size in np.frombuffer(header, dtype=">u4"))
     n_claimed = math.prod(shape)
-    # Deflate packs at most 1032 to 1, so past that a claim is false; so near it, it is a bomb.
-    n_possible = max(1000 * n_file, 2**26) if packed else n_file
+    n_possible = max(MAX_RATIO * n_file, FREE_BYTES) if packed else n_file
     if n_claimed > n_possible:
-        raise InputError(f"{what} claims {n_claimed} bytes of data in a file of {n_file}; get a whole copy.")
+        remedy = "get a whole copy, or unpack it" if packed else "get a whole copy"
+        raise InputError(f"{what} claims {n_claimed} bytes of data in a file of {n_file}; {remedy}.")
     data = bytearray()
     while len(data) <= n_claimed:  # grows with what is there, not with what the header claims; stops 1 byte past it
         piece = stream.read(min(_CHUNK, n_claimed + 1 - len(data)))
