@@ -940,7 +940,7 @@ for key, content, says in (
     files(f"dataset.json: {key}", {**GOOD, "dataset.json": content}, says)
 
 
-@case("dataset.json: of 600 MiB", "more than an image should")
+@case("dataset.json: of 600 MiB", "has 629145600 bytes; at most 16777216 are read")
 def _(folder: Path) -> list[str]:
     (folder / "set").mkdir()
     for name, content in GOOD.items():
@@ -1016,7 +1016,22 @@ def _(folder: Path) -> list[str]:
     return words("data show set.zip")
 
 
-@case("zip: dataset.json that unpacks to 60 MiB of brackets", "is not readable as JSON")
+@case("dataset.json: 15 MiB of maps", 'must be ["path", number from 0]')
+def _(folder: Path) -> list[str]:
+    (folder / "set").mkdir()
+    for name, content in GOOD.items():
+        (folder / "set" / name).write_bytes(content)
+    (folder / "set" / "dataset.json").write_bytes(b'{"labels": [{}' + b",{}" * (5 * 2**20) + b"]}")
+    return words("data show set")
+
+
+@case("zip: dataset.json that unpacks to 15 MiB of brackets", "is not readable as JSON")
+def _(folder: Path) -> list[str]:
+    (folder / "set.zip").write_bytes(zipped({**GOOD, "dataset.json": b"[" * (15 * 2**20)}))
+    return words("data show set.zip")
+
+
+@case("zip: dataset.json that unpacks to 60 MiB of brackets", "at most 16777216 are read")
 def _(folder: Path) -> list[str]:
     (folder / "set.zip").write_bytes(zipped({**GOOD, "dataset.json": b"[" * (60 * 2**20)}))
     return words("data show set.zip")

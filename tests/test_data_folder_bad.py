@@ -150,6 +150,23 @@ def test_a_name_twice_in_a_zip(tmp_path: Path) -> None:
         load_data(tmp_path / "a.zip")
 
 
+@pytest.mark.parametrize("name", ["set", "set.zip"])
+def test_labels_may_have_so_many_bytes_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr("triptych.data.folder.MAX_LABELS_BYTES", 200)
+    monkeypatch.setattr("triptych.data.folder.LABEL_BYTES", 50)
+    labels = json.dumps({"labels": [[image, 1] for image in GOOD]}).encode()
+    most = len(GOOD) * 50 + sum(len(image) + 2 for image in GOOD)
+    for spaces, fits in ((most - len(labels), True), (most - len(labels) + 1, False)):
+        path = write(tmp_path / str(fits) / name, {**GOOD, "dataset.json": labels + b" " * spaces})
+        if fits:
+            assert load_data(path).class_names == ("1",)
+        else:
+            with pytest.raises(
+                InputError, match=rf"dataset\.json' of .* has {most + 1} bytes; at most {most} are read"
+            ):
+                load_data(path)
+
+
 def test_zip_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         archive.writestr("a.png", bytes(65 * 2**20))

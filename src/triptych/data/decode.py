@@ -20,6 +20,7 @@ EXTENSIONS = frozenset(
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MAX_PIXELS = 64_000_000
 MAX_SCANS = 100  # of a JPEG of that many pixels
+_SCAN = b"\xff\xda"
 _ROWS = 256  # that are laid over white at once
 
 # Notes on what was done to an image.
@@ -74,18 +75,18 @@ def decode(data: bytes, name: str, recipe: Recipe) -> Picture:
         recipe: Size and colour wanted.
     Raises:
         UnreadableImage: If it is damaged or not an image.
-        InputError: If it is an image that is refused: larger than 64 megapixels, or of more than 8 bits a colour.
+        InputError: If it is an image that is refused: larger than 64 megapixels, of more than 8 bits a colour, or too long
+            and thin to be brought to the size wanted.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
             if image.width * image.height > MAX_PIXELS:
                 raise _too_large(name)
-            # Each of a JPEG's scans is a pass over all pixels, and takes but a few bytes.
-            n_scans = data.count(b"\xff\xda") if image.format == "JPEG" else 0
+            n_scans = _scans(image, data)
             if n_scans * image.width * image.height > MAX_SCANS * MAX_PIXELS:
                 raise UnreadableImage(f"a JPEG of {n_scans} scans")
             _refuse_deep_colour(image, data, name)
-            return _picture(image, recipe)
+            return _picture(image, name, recipe)
     except (InputError, UnreadableImage):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -94,6 +95,20 @@ def decode(data: bytes, name: str, recipe: Recipe) -> Picture:
         raise UnreadableImage("not an image of a known format") from None
     except Exception as error:  # damaged files make Pillow raise nearly everything: OSError, struct.error, KeyError
         raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _scans(image: Image.Image, data: bytes) -> int:
+    """Scans of a JPEG, or of JPEGs within a TIFF: each is a pass over all pixels, and takes but a few bytes."""
+    if image.format != "TIFF":
+        return data.count(_SCAN) if data.startswith(b"\xff\xd8") else 0  # Pillow calls some JPEGs MPO
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if tags.get(259) not in (6, 7):  # Compression
+        return 0
+    starts = tags.get(273) or tags.get(324) or ()  # of strips or tiles, each a JPEG of its part of the pixels
+    sizes = tags.get(279) or tags.get(325) or ()
+    if tags[259] == 6 or len(starts) != len(sizes) or len(sizes) < 2 or 0 in sizes or sum(sizes) > len(data):
+        return data.count(_SCAN)
+    return max(data.count(_SCAN, start, start + size) for start, size in zip(starts, sizes, strict=True))
 
 
 def _too_large(name: str) -> InputError:
@@ -117,7 +132,7 @@ def _refuse_deep_colour(image: Image.Image, data: bytes, name: str) -> None:
         raise InputError(f"{name!r} has 32-bit pixels, whose white is unknown; convert it to 8 bits first.")
 
 
-def _picture(image: Image.Image, recipe: Recipe) -> Picture:
+def _picture(image: Image.Image, name: str, recipe: Recipe) -> Picture:
     mode, notes = image.mode, []
     if getattr(image, "is_animated", False):
         notes.append(FIRST_FRAME)
@@ -145,7 +160,14 @@ def _picture(image: Image.Image, recipe: Recipe) -> Picture:
         image = image.convert("L")
     if recipe.size is not None and found_size != recipe.size:
         notes.append(RESIZED)
-        image = _resized(image, recipe.size, recipe.crop)
+        try:
+            image = _resized(image, recipe.size, recipe.crop)
+        except MemoryError:  # a filter over millions of pixels
+            found, wanted = (f"{height}x{width}" for height, width in (found_size, recipe.size))
+            raise InputError(
+                f"{name!r} is {found} (height x width), which there is not enough memory to bring to {wanted}; cut it to"
+                " other proportions or remove it."
+            ) from None
     pixels = np.asarray(image)
     if pixels.ndim == 3:
         red, green, blue = pixels.transpose(2, 0, 1)

@@ -27,6 +27,9 @@ Progress = Callable[[int, int], None]
 
 _SPLIT_FOLDERS = {"train": "train", "test": "test", "valid": "valid", "val": "valid"}
 LABELS_FILE = "dataset.json"
+MAX_LABELS_BYTES = 2**24
+"""Of that file, unless the set has so many images that `LABEL_BYTES` for each, besides its name, are more."""
+LABEL_BYTES = 100
 
 
 def read_images(
@@ -378,6 +381,10 @@ def _natural(name: str) -> tuple[int, int, str]:
 
 def _labels_from_json(store: NamedStore, label_file: str, what: str) -> np.ndarray | None:
     """Labels, int64, (N,), in the order of `store.names`; None if the file says there are none."""
+    n_bytes = store.size(label_file)  # read as JSON, a byte may take thirty
+    most = max(MAX_LABELS_BYTES, sum(len(json.dumps(name)) + LABEL_BYTES for name in store.names))
+    if n_bytes > most:
+        raise InputError(f"{what} has {n_bytes} bytes; at most {most} are read: leave nothing in it but labels.")
     try:
         content = json.loads(store.read(label_file))
     except (UnreadableImage, ValueError, RecursionError) as error:

@@ -58,6 +58,10 @@ class NamedStore(Store):
             UnreadableImage: If it cannot be read.
         """
 
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """How many bytes reading a file gives; 0 if it cannot be read."""
+
     def item(self, position: int) -> bytes:
         """Bytes of an image file."""
         return self.read(self.names[position])
@@ -147,6 +151,13 @@ class FolderStore(NamedStore):
             return path.read_bytes()
         except OSError as error:
             raise UnreadableImage(error.strerror or type(error).__name__) from None
+
+    def size(self, name: str) -> int:
+        """Bytes of a file, counted."""
+        try:
+            return (self.root / name).stat().st_size
+        except OSError:
+            return 0
 
 
 def count_entries(path: Path) -> int:
@@ -241,3 +252,7 @@ class ZipStore(NamedStore):
                 return self._open().read(name)
         except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError) as error:
             raise UnreadableImage(" ".join(str(error).split()) or type(error).__name__) from None
+
+    def size(self, name: str) -> int:
+        """Bytes of a member once unpacked, as the archive's directory says."""
+        return self._open().getinfo(name).file_size
