@@ -157,6 +157,7 @@ def test_labels_may_have_so_many_bytes_an_image(tmp_path: Path, monkeypatch: pyt
     labels = json.dumps({"labels": [[image, 1] for image in GOOD]}).encode()
     most = len(GOOD) * 50 + sum(len(image) + 2 for image in GOOD)
     for spaces, fits in ((most - len(labels), True), (most - len(labels) + 1, False)):
+        (tmp_path / str(fits)).mkdir()
         path = write(tmp_path / str(fits) / name, {**GOOD, "dataset.json": labels + b" " * spaces})
         if fits:
             assert load_data(path).class_names == ("1",)

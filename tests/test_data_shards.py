@@ -343,7 +343,7 @@ class TestRefused:
         [
             ("a-{0..2}.tar", "names 3 shards, of which 2 are not there: .*a-1.tar"),
             ("a-{2..0}.tar", "in rising order"),
-            ("a-{0..9999999}.tar", "at most 1000000 shards"),
+            ("a-{0..9999999}.tar", "at most 100000 shards"),
             ("a-{0..1.tar", "without its partner"),
             ("a-{0}.tar", "write a range"),
             ("{a-{0..1},b}.tar", "braces within braces"),

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from triptych.evaluation.pretrained import (
     DinoFeatures,
     InceptionFeatures,
     MissingPretrained,
+    _read_weights,
     check_extractors,
     find_extractors,
 )
@@ -193,6 +195,38 @@ def test_a_file_of_weights_cannot_run_code(libraries: Path) -> None:
             with pytest.raises(InputError, match="cannot be read as plain tensors"):
                 extractor(SPACE, file)
     assert not mark.exists()
+
+
+class Room:
+    """Unpickled, it takes a gibibyte."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (2**30,)
+
+
+def test_a_file_of_weights_cannot_take_more_memory_than_it_has_bytes(libraries: Path) -> None:
+    for legacy in (False, True):
+        file = libraries / "greedy.pth"
+        torch.save(state("inception") | {"more": Room()}, file, _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(InputError, match="it holds a bytearray"):
+            InceptionFeatures(SPACE, file)
+    torch.save(state("inception"), libraries / "plain.pth")
+    with zipfile.ZipFile(libraries / "plain.pth") as plain:
+        members = {name: plain.read(name) for name in plain.namelist()}
+    with zipfile.ZipFile(libraries / "deflated.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name, content in members.items():
+            deflated.writestr(name, content)
+        deflated.writestr(next(iter(members)).partition("/")[0] + "/data/99", bytes(2**24))
+    with pytest.raises(InputError, match="it is compressed"):
+        InceptionFeatures(SPACE, libraries / "deflated.pth")
+
+
+def test_weights_of_both_formats_are_read(libraries: Path) -> None:
+    for legacy in (False, True):
+        torch.save(state("inception"), libraries / "weights.pth", _use_new_zipfile_serialization=not legacy)
+        read, _ = _read_weights(libraries / "weights.pth", "inception")
+        assert read.keys() == state("inception").keys()
+        assert all(torch.equal(tensor, read[name]) for name, tensor in state("inception").items())
 
 
 def test_other_files_are_refused(libraries: Path) -> None:

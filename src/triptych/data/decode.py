@@ -75,8 +75,8 @@ def decode(data: bytes, name: str, recipe: Recipe) -> Picture:
         recipe: Size and colour wanted.
     Raises:
         UnreadableImage: If it is damaged or not an image.
-        InputError: If it is an image that is refused: larger than 64 megapixels, of more than 8 bits a colour, or too long
-            and thin to be brought to the size wanted.
+        InputError: If it is an image that is refused: larger than 64 megapixels, of more than 8 bits a colour, or too
+            long and thin to be brought to the size wanted.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:  # reads the header only
@@ -165,8 +165,8 @@ def _picture(image: Image.Image, name: str, recipe: Recipe) -> Picture:
         except MemoryError:  # a filter over millions of pixels
             found, wanted = (f"{height}x{width}" for height, width in (found_size, recipe.size))
             raise InputError(
-                f"{name!r} is {found} (height x width), which there is not enough memory to bring to {wanted}; cut it to"
-                " other proportions or remove it."
+                f"{name!r} is {found} (height x width), which there is not enough memory to bring to {wanted}; cut it"
+                " to other proportions or remove it."
             ) from None
     pixels = np.asarray(image)
     if pixels.ndim == 3:

@@ -24,7 +24,8 @@ from triptych.data.parts import Parts, name_labels
 from triptych.data.store import Store, check_file, is_hidden, walk
 from triptych.errors import InputError, counted
 
-MAX_SHARDS = 1_000_000
+MAX_SHARDS = 100_000
+MAX_BRACES = 16
 MAX_LABEL_BYTES = 2**20  # of a .json, which may hold a caption and more
 MAX_NAME_BYTES = 2**16
 _BLOCK = 512
@@ -62,6 +63,8 @@ def find_shards(source: Path) -> tuple[Path, list[Path]] | None:
         return (source, sorted(found)) if found else None
     if "{" not in text:
         return None
+    if text.count("{") > MAX_BRACES:
+        raise InputError(f"{text!r} has {text.count('{')} braces; give a path with at most {MAX_BRACES}.")
     names = set(itertools.islice(_expanded(text, text), MAX_SHARDS + 1))
     if len(names) > MAX_SHARDS:
         raise InputError(f"{text!r} names more than {MAX_SHARDS} shards; give fewer.")

@@ -255,4 +255,7 @@ class ZipStore(NamedStore):
 
     def size(self, name: str) -> int:
         """Bytes of a member once unpacked, as the archive's directory says."""
-        return self._open().getinfo(name).file_size
+        try:
+            return self._open().getinfo(name).file_size
+        except (OSError, zipfile.BadZipFile):
+            return 0

@@ -10,7 +10,6 @@ import hashlib
 import importlib
 import io
 import pickle
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from triptych.evaluation.features import (
     RandomConvFeatures,
     in_batches,
 )
+from triptych.pickles import read_plain
 from triptych.spaces import ImageSpace, PointSpace
 
 EXTRACTORS = ("random", "classifier", "autoencoder", "inception", "dinov2", "coordinates")
@@ -318,9 +318,7 @@ def _read_weights(file: Path, key: str) -> tuple[dict[str, Tensor], str]:
 
             state = load(content)
         else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the pickle's version, before it is refused
-                state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state = read_plain(io.BytesIO(content))
     except Exception as error:  # a damaged or foreign file fails in a dozen ways
         line = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, pickle.UnpicklingError):  # torch's own words are advice to run the code

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-import pickletools
-import warnings
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +13,7 @@ from torch import Tensor
 
 from triptych.errors import InputError
 from triptych.files import write_atomically
+from triptych.pickles import read_plain
 from triptych.training.files import is_number
 
 SEAL = b"sha256:"
@@ -110,10 +108,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} is damaged (it is no file).")
         if not _is_sound(path):
             raise InputError(f"{path} is damaged (its checksum does not hold).")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the pickle's version, before it is refused
-            _check_frugal(path)
-            values = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            values = read_plain(file)
         if not isinstance(values, dict):
             raise InputError(f"{path} is damaged (it is no checkpoint).")
         for tensor in _tensors(values):
@@ -127,25 +123,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, KeyError on what it cannot read
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is damaged ({first}).") from None
-
-
-def _check_frugal(path: Path) -> None:
-    """Refuses a checkpoint that would take more memory than it has bytes: torch unpacks, and makes what a pickle says.
-
-    Raises:
-        ValueError: If the file is compressed, or has its reader make an array of any length.
-        zipfile.BadZipFile: If it is not in the format of torch.save.
-    """
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if sum(member.file_size for member in members) > path.stat().st_size:
-            raise ValueError("it is compressed")
-        for member in members:
-            if not member.filename.endswith(".pkl"):
-                continue
-            for operation, argument, _ in pickletools.genops(archive.read(member)):
-                if operation.name == "GLOBAL" and "bytearray" in str(argument):
-                    raise ValueError("it holds a bytearray")
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
