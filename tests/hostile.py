@@ -1259,7 +1259,9 @@ def checkpoint(key: str, change: Callable[[bytes], bytes], says: str) -> None:
 
 DAMAGED = "is damaged (its checksum does not hold)"
 checkpoint("a pickle", lambda content: PICKLE, DAMAGED)
-checkpoint("a pickle with a true checksum", lambda content: sealed(PICKLE), "is damaged (File is not a zip file")
+checkpoint(
+    "a pickle with a true checksum", lambda content: sealed(PICKLE), "is damaged (not in the format of torch.save"
+)
 checkpoint(
     "an object in torch's format",
     lambda content: sealed(torch_saved(Malice())),
@@ -1980,9 +1982,15 @@ def _(folder: Path) -> list[str]:
 def _(folder: Path) -> list[str]:
     def change(values: dict[str, Any]) -> None:
         values["environment"] = {SCRIPT: SCRIPT, "system": 3, "python": [SCRIPT]}
-        values["data"]["name"], values["class_names"], values["train"]["budget"] = SCRIPT, [SCRIPT], SCRIPT
+        values["data"]["name"], values["class_names"] = SCRIPT, [SCRIPT]
 
     edit_json(copy_run(folder, "vae") / "config.json", change)
+    return words(REPORT, "vae")
+
+
+@case("names: page of a run whose budget is markup", "config.json is not the configuration of a run (train: Budget")
+def _(folder: Path) -> list[str]:
+    edit_json(copy_run(folder, "vae") / "config.json", lambda values: values["train"].update(budget=SCRIPT))
     return words(REPORT, "vae")
 
 

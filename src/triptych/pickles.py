@@ -45,6 +45,9 @@ def read_plain(file: IO[bytes]) -> Any:
 
 
 def _refuse_arrays(pickled: IO[bytes]) -> None:
-    for operation, argument, _ in pickletools.genops(pickled):
-        if operation.name == "GLOBAL" and "bytearray" in str(argument):
-            raise ValueError("it holds a bytearray")
+    try:
+        names = {str(argument) for operation, argument, _ in pickletools.genops(pickled) if operation.name == "GLOBAL"}
+    except ValueError:
+        raise ValueError("not in the format of torch.save") from None
+    if any("bytearray" in name for name in names):
+        raise ValueError("it holds a bytearray")
