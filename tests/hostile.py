@@ -1179,7 +1179,7 @@ put(
     lambda folder: words("fit vae {}", "a-{0..999999999}.tar"),
 )
 put("tar: braces of a trillion shards", "shards", lambda folder: words("fit vae {}", "{0..999999}-{0..999999}.tar"))
-put("tar: 80 braces", "at most 16", lambda folder: words("data show {}", "a{0..1}" * 80 + ".tar"))
+put("tar: 80 braces", "A path has 80 braces", lambda folder: words("data show {}", "a{0..1}/" * 80 + "x.tar"))
 put("tar: braces of shards that are not there", "not there", lambda folder: words("data show {}", "{00000..99999}.tar"))
 put("tar: braces within braces", "braces within braces", lambda folder: words("fit vae {}", "{a,{b,c}}.tar"))
 put("tar: braces down", "in rising order", lambda folder: words("data show {}", "{9..1}.tar"))

@@ -64,7 +64,7 @@ def find_shards(source: Path) -> tuple[Path, list[Path]] | None:
     if "{" not in text:
         return None
     if text.count("{") > MAX_BRACES:
-        raise InputError(f"{text!r} has {text.count('{')} braces; give a path with at most {MAX_BRACES}.")
+        raise InputError(f"A path has {text.count('{')} braces ({text[:50]!r}...); give one with at most {MAX_BRACES}.")
     names = set(itertools.islice(_expanded(text, text), MAX_SHARDS + 1))
     if len(names) > MAX_SHARDS:
         raise InputError(f"{text!r} names more than {MAX_SHARDS} shards; give fewer.")
