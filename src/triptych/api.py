@@ -56,6 +56,7 @@ from triptych.spaces import ImageSpace, PointSpace
 from triptych.training.cost import Cost
 from triptych.training.files import read_summary, write_json
 from triptych.training.lock import RunLock
+from triptych.training.memory import within_memory
 from triptych.training.run import check_same, read_config, read_run, run_config
 
 __all__ = [
@@ -127,11 +128,11 @@ def fit(
         The trained model, in evaluation mode on the CPU: the averaged weights, those that scored best on the
         validation split where the model has a likelihood.
     Raises:
-        InputError: If a name or a value is wrong, `out` is taken or being trained, or a resumed run differs in a
-            setting, the data or a version.
+        InputError: If a name or a value is wrong, `out` is taken or being trained, a resumed run differs in a
+            setting, the data or a version, or there is not memory enough.
         TrainingStopped: If a loss is no longer finite, a file cannot be written, or on Ctrl-C or SIGTERM.
     """
-    from triptych.training.devices import start  # Lightning Fabric takes seconds to import.
+    from triptych.training.devices import choose_device, start  # Lightning Fabric takes seconds to import.
     from triptych.training.trainer import Trainer
 
     train, options = split_settings(model, settings)
@@ -142,7 +143,7 @@ def fit(
     if resume == "auto":  # Several processes ask before any of them writes: see `start`.
         resume = (Path(str(out)) / "config.json").is_file()
     # Weights are drawn from the global generator, which is the caller's own outside.
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), within_memory(f"{model} on {data.space}", choose_device(train.device)):
         torch.manual_seed(train.seed)
         options = {**model_class(model).defaults_for(data.space, len(data.train)), **options}
         network = create_model(model, data.space, n_classes=n_classes, **options)
@@ -208,12 +209,12 @@ def estimate(
     Raises:
         InputError: As of `fit`.
     """
-    from triptych.training.devices import start
+    from triptych.training.devices import choose_device, start
     from triptych.training.trainer import Trainer
 
     train, options = split_settings(model, settings)
     data = data if isinstance(data, Dataset) else load_data(data)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), within_memory(f"{model} on {data.space}", choose_device(train.device)):
         torch.manual_seed(train.seed)
         options = {**model_class(model).defaults_for(data.space, len(data.train)), **options}
         network = create_model(model, data.space, n_classes=classes_of(data, conditional=conditional), **options)
