@@ -329,6 +329,16 @@ def disk_of(n_bytes: int) -> Iterator[None]:
 
 
 class TestFullDisk:
+    def test_is_told_as_such_wherever_the_disk_ends(self, tmp_path: Path) -> None:
+        values = {"a": torch.zeros(300), "b": [torch.ones(40_000), "text"]}
+        checkpoints = Checkpoints(tmp_path, 2)
+        checkpoints.write(0, values)
+        whole = checkpoints.paths()[0].stat().st_size
+        for n_bytes in (0, 100, 1_000, 3_000, whole // 2, whole - 40_000, whole - 2_000, whole - 100, whole - 1):
+            with disk_of(n_bytes), pytest.raises(OSError, match="File too large"):
+                checkpoints.write(1, values)
+        assert steps_of(tmp_path) == [0]
+
     def test_stops_in_a_line_and_the_last_checkpoint_stands(
         self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,6 +1,5 @@
 """What does not fit into memory is refused in a line."""
 
-import os
 import resource
 import sys
 from pathlib import Path
@@ -82,8 +81,7 @@ def test_a_large_array_is_refused(monkeypatch: pytest.MonkeyPatch, make: object)
     ):
         make(400 * MIB)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    monkeypatch.setitem(os.environ, "LOCAL_WORLD_SIZE", "4")  # each has its share
-    with pytest.raises(InputError, match=r"0\.1 GiB"), within_memory("vae on digits", CPU):
+    with pytest.raises(InputError, match=r"0\.1 GiB"), within_memory("vae on digits", CPU, 4):
         make(100 * MIB)
 
 

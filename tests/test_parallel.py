@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import triptych
 from triptych import ImageSpace, InputError, parallel
 from triptych.config import TrainConfig
 from triptych.models.registry import create_model, find_models, model_options
+from triptych.nn.adversarial import packed
 from triptych.training.checkpoints import Checkpoints
 from triptych.training.devices import start
 from triptych.training.files import Records, read_weights
@@ -181,14 +185,14 @@ class TestPieces:
 
 class TestProcesses:
     def test_resumes_on_another_number_of_them(self, tmp_path: Path) -> None:
-        """Six steps on one, four more on two, and on to the end on one, are twelve on one."""
-        cases = [case(name, settings={"budget": "12steps", "checkpoint_every": "3steps"}) for name in ("vae", "gan")]
+        """Eight steps on one and on to the end on two are twelve on one, in records that span the change, too."""
+        cases = [case(name, settings={"budget": "12steps", "checkpoint_every": "4steps"}) for name in ("vae", "gan")]
         for each in cases:
             train(each, tmp_path / "one")
             name = each["name"]
             train(each, tmp_path / "many", budget="12steps")
             checkpoints = sorted((tmp_path / "many" / name / "checkpoints").iterdir())
-            assert [path.stem for path in checkpoints] == ["step-00000009", "step-00000012"]
+            assert [path.stem for path in checkpoints] == ["step-00000008", "step-00000012"]
             checkpoints[1].unlink()  # as if it had died there
         assert together(2, train_all, cases, tmp_path / "many").returncode == 0
         for each in cases:
@@ -201,7 +205,7 @@ class TestProcesses:
         assert done.returncode != 0
         assert time.perf_counter() - began < 60
         # What it left can be gone on with.
-        settings = {"budget": "12steps", "checkpoint_every": "3steps"}
+        settings = {"budget": "12steps", "checkpoint_every": "4steps"}
         left = case("vae", settings=settings)
         train(left, tmp_path / "one")
         dying = {**left, "die": {"rank": 1, "step": 5}}
@@ -210,7 +214,7 @@ class TestProcesses:
         assert_close(tmp_path / "one" / "vae", tmp_path / "half" / "vae", 2e-5)
 
     def test_torchrun_restarts_what_died(self, tmp_path: Path) -> None:
-        settings = {"budget": "12steps", "checkpoint_every": "3steps"}
+        settings = {"budget": "12steps", "checkpoint_every": "4steps"}
         train(case("vae", settings=settings), tmp_path / "one")
         dying = case("vae", settings=settings, die={"rank": 0, "step": 5})
         assert torchrun(2, [dying], tmp_path / "many", restarts=1).returncode == 0
@@ -237,3 +241,76 @@ class TestProcesses:
         for settings in ({"devices": 3, "batch_size": 16}, {"accumulate": 5, "batch_size": 16}):
             with pytest.raises(InputError, match="batch_size is 16; it must be a multiple of"):
                 start(TrainConfig(**settings))
+        with pytest.raises(InputError, match="batch_size is 32; it must be a multiple of 5"):
+            triptych.fit("vae", "digits", out=tmp_path / "run", budget="2steps", accumulate=5, verbose=False)
+        with (
+            parallel.sharing(0, 2, 2),
+            pytest.raises(InputError, match=r"pack is 3, but each of the 2 shares .* 8 items"),
+        ):
+            packed(torch.zeros(8, 1), 3)
+        assert packed(torch.zeros(8, 1), 3).shape == (2, 3)
+
+    def test_trainings_one_after_the_other_have_one_each(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="compare trains in one process"):
+            triptych.compare("digits", ["vae"], out=tmp_path / "out", devices=2)
+        with pytest.raises(InputError, match="sweep trains in one process"):
+            triptych.sweep("vae", "digits", {"devices": [1, 2]}, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+    @pytest.mark.parametrize("moment", ["as they begin", "in training"])
+    def test_what_the_first_process_began_ends_with_it(self, moment: str, tmp_path: Path) -> None:
+        first = self._begin(tmp_path / "run")
+        self._wait_until(lambda: len(self._of(tmp_path)) == 2)
+        if moment == "in training":
+            self._wait_until(lambda: self._steps(tmp_path / "run") > 3)
+        first.kill()
+        first.communicate()
+        self._wait_until(lambda: not self._of(tmp_path))
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+    def test_an_interruption_is_saved_and_told_once(self, tmp_path: Path) -> None:
+        """As Ctrl-C has it, which all processes get. The first one takes longer to write than it takes to look."""
+        slow = "import time, triptych.training.checkpoints as c\nwrite = c.Checkpoints.write\n"
+        slow += "def slowly(self, step, values):\n    time.sleep(7 * (step > 0))\n    write(self, step, values)\n"
+        slow += "c.Checkpoints.write = slowly\nfrom triptych.cli import main\nmain()\n"
+        (tmp_path / "slow.py").write_text(slow)
+        first = self._begin(tmp_path / "run", [str(tmp_path / "slow.py")])
+        self._wait_until(lambda: self._steps(tmp_path / "run") > 3)
+        os.killpg(first.pid, signal.SIGINT)
+        _, said = first.communicate(timeout=60)
+        assert first.returncode == 3, said
+        assert said.count("Interrupted after step") == 1
+        step = Checkpoints(tmp_path / "run", 1).read()[0]["step"]
+        assert f"Interrupted after step {step}, which is saved" in said
+        self._wait_until(lambda: not self._of(tmp_path))
+
+    def _begin(self, out: Path, program: Sequence[str] = ("-m", "triptych")) -> subprocess.Popen[str]:
+        """A training by two processes, begun by the first of them."""
+        words = ["fit", "vae", "digits", "--budget", "100000steps", "--checkpoint-every", "1h", "--devices", "2"]
+        words += ["--set", "hidden=4", "--validations", "0", "--out", str(out)]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(
+            [sys.executable, *program, *words], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True
+        )
+
+    def _of(self, folder: Path) -> list[str]:
+        """Processes that have a folder among their arguments."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(folder) in path.read_text():
+                    found.append(path.parent.name)
+        return found
+
+    def _steps(self, run: Path) -> int:
+        lock = run / "run.lock"
+        return int(lock.read_text()[:15] or 0) if lock.is_file() else 0
+
+    def _wait_until(self, happens: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 60
+        while not happens():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)

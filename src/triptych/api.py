@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -132,7 +132,7 @@ def fit(
             setting, the data or a version, or there is not memory enough.
         TrainingStopped: If a loss is no longer finite, a file cannot be written, or on Ctrl-C or SIGTERM.
     """
-    from triptych.training.devices import choose_device, start  # Lightning Fabric takes seconds to import.
+    from triptych.training.devices import start  # Lightning Fabric takes seconds to import.
     from triptych.training.trainer import Trainer
 
     train, options = split_settings(model, settings)
@@ -143,7 +143,7 @@ def fit(
     if resume == "auto":  # Several processes ask before any of them writes: see `start`.
         resume = (Path(str(out)) / "config.json").is_file()
     # Weights are drawn from the global generator, which is the caller's own outside.
-    with torch.random.fork_rng(), within_memory(f"{model} on {data.space}", choose_device(train.device)):
+    with torch.random.fork_rng(), _within_memory(model, data, train):
         torch.manual_seed(train.seed)
         options = {**model_class(model).defaults_for(data.space, len(data.train)), **options}
         network = create_model(model, data.space, n_classes=n_classes, **options)
@@ -209,17 +209,23 @@ def estimate(
     Raises:
         InputError: As of `fit`.
     """
-    from triptych.training.devices import choose_device, start
+    from triptych.training.devices import start
     from triptych.training.trainer import Trainer
 
     train, options = split_settings(model, settings)
     data = data if isinstance(data, Dataset) else load_data(data)
-    with torch.random.fork_rng(), within_memory(f"{model} on {data.space}", choose_device(train.device)):
+    with torch.random.fork_rng(), _within_memory(model, data, train):
         torch.manual_seed(train.seed)
         options = {**model_class(model).defaults_for(data.space, len(data.train)), **options}
         network = create_model(model, data.space, n_classes=classes_of(data, conditional=conditional), **options)
         trainer = Trainer(network, data, train, Path(), None, start(train))
         return trainer.estimate_cost() if network.phases() else None
+
+
+def _within_memory(model: str, data: Dataset, train: TrainConfig) -> AbstractContextManager[None]:
+    from triptych.training.devices import choose_device, processes_wanted
+
+    return within_memory(f"{model} on {data.space}", choose_device(train.device), processes_wanted(train)[0])
 
 
 def split_settings(model: str, settings: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:

@@ -104,6 +104,7 @@ def compare(
         if key not in api.TRAIN_FIELDS:
             raise InputError(f"There is no training setting {key!r}.{nearest_name(key, api.TRAIN_FIELDS)}")
     config = TrainConfig(**train)
+    config.check_alone("compare")
     n_classes = data.n_classes if conditional else 0
     for name in names:
         check_options(name, chosen[name])

@@ -144,6 +144,14 @@ class TrainConfig:
         """Plain values for config.json."""
         return dataclasses.asdict(self)
 
+    def check_alone(self, what: str) -> None:
+        """Raises InputError if several processes are wanted where each training is to have one."""
+        if self.devices * self.nodes > 1:
+            raise InputError(
+                f"{what} trains in one process; leave --devices and --nodes out, or train with fit and lay the runs"
+                " side by side with report."
+            )
+
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -47,6 +47,11 @@ def sharing(index: int, count: int, n_processes: int) -> Iterator[None]:
         _share = before
 
 
+def shares() -> int:
+    """In how many equal parts the batch is cut, of which a loss sees one."""
+    return _share.count
+
+
 def own_part(x: Tensor, dim: int = 0) -> Tensor:
     """The rows of this process, of something that is there for the whole batch."""
     size = x.shape[dim] // _share.count

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,7 +40,8 @@ def together() -> Iterator[None]:
     if torch.cuda.is_available():  # "cuda" without a number is this one from here on.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
     with speaking():
-        torch.distributed.init_process_group("gloo")
+        # One may work for hours while the others wait.
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     _together = True
     try:
         yield

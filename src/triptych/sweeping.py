@@ -82,7 +82,8 @@ def sweep(
         if key in settings:
             raise InputError(f"{key} is both set and swept over; leave one out.")
     for changed in combinations:  # Whatever would stop a later training stops the sweep now.
-        _, options = api.split_settings(model, {**settings, **changed})
+        train, options = api.split_settings(model, {**settings, **changed})
+        train.check_alone("sweep")
         api.create_model(model, data.space, n_classes=api.classes_of(data, conditional=conditional), **options)
     wanted = Path("runs") / f"sweep-{model}-{data.name}"
     folder = api.folder_of_several(out, wanted, resume=resume, what="sweep")

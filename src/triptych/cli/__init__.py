@@ -19,7 +19,7 @@ from triptych.cli.drawing import Complete, Sample, Translate
 from triptych.cli.latents import Encode, Interpolate, Reconstruct, Traverse
 from triptych.cli.measuring import Evaluate, Exhibit, Probe, Report, Score, Theory
 from triptych.cli.training import Compare, Data, Fit, Models, Sweep
-from triptych.errors import InputError, TrainingStopped, one_line
+from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, one_line
 
 VERBS: dict[str, type] = {
     "fit": Fit,
@@ -106,7 +106,8 @@ def main() -> None:
         print(f"triptych: {one_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     except TrainingStopped as error:
-        print(f"triptych: {one_line(error)}", file=sys.stderr)
+        if not (isinstance(error, TrainingInterrupted) and _is_another()):
+            print(f"triptych: {one_line(error)}", file=sys.stderr)
         raise SystemExit(3) from None
     except KeyboardInterrupt:
         print("triptych: interrupted", file=sys.stderr)
@@ -122,6 +123,13 @@ def main() -> None:
             raise
         print("triptych: There is not enough memory; use a smaller model or batch.", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _is_another() -> bool:
+    """Whether this is one of several processes that train together, and not the first."""
+    from triptych.training.devices import is_first
+
+    return not is_first()
 
 
 def _run(verb: Any) -> None:

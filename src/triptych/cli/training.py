@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from dataclasses import dataclass, fields
@@ -88,7 +87,9 @@ class Fit:
             found = api.estimate(self.model, data, conditional=self.conditional, **self.train.to_dict(), **options)
             what = f"{self.model} on {data.name}"
             none = "an algorithm of its own estimates it, until it converges: there are no steps to try."
-            if int(os.environ.get("RANK", 0)) == 0:  # Several processes try the steps together; one tells.
+            from triptych.training.devices import is_first
+
+            if is_first():  # Several processes try the steps together; one tells.
                 say(f"{what}: {found.describe(Budget.parse(self.train.budget)) if found else none}")
             return
         resume: Literal["auto", False] = "auto" if self.auto_resume else False

@@ -135,12 +135,18 @@ def packed(y: Tensor, size: int) -> Tensor:
     """Each `size` data as one with their channels side by side: (N, C, ...) -> (N // size, size C, ...).
 
     Raises:
-        InputError: If there are fewer than `size`.
+        InputError: If there are fewer than `size`, or several processes or pieces share a batch and a share is no
+            multiple of it.
     Source:
         Lin et al. 2018, arXiv:1712.04086, section 2.
     """
     if len(y) < size:
         raise InputError(f"pack is {size}, but a batch has {len(y)} items; take a larger --batch-size.")
+    if len(y) % size and parallel.shares() > 1:  # what is left over is the batch's, not each share's
+        raise InputError(
+            f"pack is {size}, but each of the {parallel.shares()} shares of a batch has {len(y)} items; take a"
+            " --batch-size that gives each a multiple."
+        )
     n = len(y) // size
     return y[: n * size].reshape(n, size * y.shape[1], *y.shape[2:])
 

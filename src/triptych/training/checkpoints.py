@@ -25,7 +25,7 @@ _COUNTS = [
     *("n_validations", "n_films", "n_validation_items"),
 ]
 _NUMBERS = ("seconds", "rate_factor")
-_NAMED_NUMBERS = ("gradient_norms", "latest", "sums")
+_NAMED_NUMBERS = ("gradient_norms", "latest")
 
 
 class Checkpoints:
@@ -77,14 +77,19 @@ class Checkpoints:
 
 
 class _Sealing:
-    """A file that what is written to it is digested on the way; with one torch.save tells a full disk as OSError."""
+    """A file that what is written to it is digested on the way, and that remembers what it could not write."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.digest = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -93,7 +98,12 @@ class _Sealing:
 def _write_sealed(path: Path, values: dict[str, Any]) -> None:
     with open(path, "wb") as file:
         sealing = _Sealing(file)
-        torch.save(values, sealing)  # type: ignore[arg-type]  # all it needs of a file is write and flush
+        try:
+            torch.save(values, sealing)  # type: ignore[arg-type]  # all it needs of a file is write and flush
+        except RuntimeError:  # what its writer says when it is closed too early
+            if sealing.error is not None:
+                raise sealing.error from None
+            raise
         file.write(SEAL + sealing.digest.digest())
 
 
@@ -137,6 +147,12 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             left += value.values() if isinstance(value, dict) else value
 
 
+def _names_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(name, str) and isinstance(number, int | float | Tensor) for name, number in value.items()
+    )
+
+
 def check_kinds(values: dict[str, Any]) -> None:
     """Refuses a checkpoint whose plain values are not what the loop reckons with.
 
@@ -146,14 +162,10 @@ def check_kinds(values: dict[str, Any]) -> None:
     """
     wrong = [name for name in _COUNTS if not (type(values[name]) is int and 0 <= values[name] < 2**63)]
     wrong += [name for name in _NUMBERS if not is_number(values[name])]
-    wrong += [
-        name
-        for name in _NAMED_NUMBERS
-        if not isinstance(values[name], dict)
-        or not all(
-            isinstance(key, str) and isinstance(value, int | float | Tensor) for key, value in values[name].items()
-        )
-    ]
+    wrong += [name for name in _NAMED_NUMBERS if not _names_numbers(values[name])]
+    sums = values["sums"]
+    if not isinstance(sums, list) or not sums or not all(map(_names_numbers, sums)):
+        wrong.append("sums")
     wrong += ["stage"] * (len(values["stage"]) != 3 or not all(map(is_number, values["stage"])))
     findings, best = values["findings"], values["best"]
     if not isinstance(findings, list) or not all(isinstance(finding, str) for finding in findings):

@@ -7,18 +7,27 @@ import ctypes
 import logging
 import os
 import re
+import signal
 import sys
 import time
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
+from torch.distributed.constants import default_pg_timeout
 
-from triptych.config import TrainConfig
+from triptych.config import Budget, TrainConfig
 from triptych.errors import InputError
 from triptych.parallel import speaking
+
+_FIRST = "TRIPTYCH_FIRST_PROCESS"
+"""Where the processes that Fabric begins find the number of the one they belong to."""
+_PATIENCE = 10.0
+"""Seconds that these stay for the first one to end, at most: it may be the one that waits."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,13 +73,19 @@ def check_machine(config: TrainConfig) -> None:
     here, machines = processes_wanted(config)
     if device.type == "cuda" and here > torch.cuda.device_count():
         raise InputError(f"devices is {here} but PyTorch sees {torch.cuda.device_count()} GPUs; give at most as many.")
-    if config.batch_size is not None and config.batch_size % (here * machines * config.accumulate):
-        raise InputError(
-            f"batch_size is {config.batch_size}; it must be a multiple of {here * machines * config.accumulate}, the"
-            " processes times --accumulate, which share each batch."
-        )
+    if config.batch_size is not None:
+        check_batch(config.batch_size, here * machines * config.accumulate)
     if config.tensorboard and find_spec("tensorboard") is None:
         raise InputError("--tensorboard needs the package tensorboard: pip install 'triptych[tensorboard]'.")
+
+
+def check_batch(batch_size: int, n_shares: int) -> None:
+    """Raises InputError if a batch cannot be cut into equal shares."""
+    if batch_size % n_shares:
+        raise InputError(
+            f"batch_size is {batch_size}; it must be a multiple of {n_shares}, the processes times --accumulate, which"
+            " share each batch."
+        )
 
 
 def start(config: TrainConfig) -> Fabric:
@@ -85,7 +100,7 @@ def start(config: TrainConfig) -> Fabric:
     keep_freed_memory()
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells what it does at every start
     here, machines = processes_wanted(config)
-    strategy: Any = "auto" if here * machines == 1 else "ddp"
+    strategy: Any = "auto" if here * machines == 1 else DDPStrategy(timeout=_timeout(config))
     precision: Literal["32-true", "bf16-mixed"] = "32-true" if precision_of(config) == "32" else "bf16-mixed"
     fabric = Fabric(
         accelerator=choose_device(config.device).type,
@@ -94,11 +109,48 @@ def start(config: TrainConfig) -> Fabric:
         strategy=strategy,
         precision=precision,
     )
+    if here > 1:
+        _tie_to_first()
     with speaking():
         fabric.launch()
     if fabric.world_size > 1:
         atexit.register(_part)
     return fabric
+
+
+def _timeout(config: TrainConfig) -> timedelta:
+    """How long a process waits for another: where an algorithm of its own estimates a model, for all of the budget."""
+    budget = Budget.parse(config.budget)
+    return default_pg_timeout + timedelta(seconds=budget.amount if budget.unit == "seconds" else 0)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that speaks, of those that train together."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def _tie_to_first() -> None:
+    """Has a process that Fabric has begun end with the first one, which began it, and not before that.
+
+    Fabric kills the first one once another has ended with an error, though it may yet have to say what is wrong.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        os.environ[_FIRST] = str(os.getpid())
+        return
+    if _FIRST not in os.environ:  # Another program has begun them all.
+        return
+    first = int(os.environ[_FIRST])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: what the system sends when the first has ended
+    if os.getppid() != first:  # It has ended already.
+        os._exit(1)
+    atexit.register(_leave_after, first)
+
+
+def _leave_after(first: int) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while os.getppid() == first and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _part() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,20 +50,21 @@ def free_memory(proc: Path = Path("/proc"), groups: Path = _GROUPS) -> int | Non
 
 
 @contextlib.contextmanager
-def within_memory(what: str, device: torch.device) -> Iterator[None]:
+def within_memory(what: str, device: torch.device, n_processes: int = 1) -> Iterator[None]:
     """Within it an array for which there is no memory is refused, by the system's limit for this process.
 
-    Linux gives out more memory than it has, and ends who then uses it. Processes of one machine share what is free.
+    Linux gives out more memory than it has, and ends who then uses it.
 
     Arguments:
         what: What is tried, for the message.
         device: Where; on GPUs PyTorch itself tells of a lack.
+        n_processes: Of this machine, that share what is free.
     Raises:
         InputError: If something does not fit.
     """
     free = free_memory() if device.type == "cpu" else None
     if free is not None:
-        free //= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        free //= n_processes
     with _limited(free):
         try:
             yield

@@ -48,7 +48,7 @@ from triptych.spaces import PointSpace
 from triptych.training import sharding
 from triptych.training.checkpoints import Checkpoints, check_kinds
 from triptych.training.cost import Cost
-from triptych.training.devices import precision_of, start
+from triptych.training.devices import check_batch, precision_of, start
 from triptych.training.files import NoRecords, Records, write_weights
 from triptych.training.gradients import GradientMean
 from triptych.training.lock import RunLock
@@ -67,7 +67,7 @@ NORM_DECAY = 0.95
 """Of the running mean of a gradient's length."""
 Value = TypeVar("Value")
 EndReason = Literal["budget", "no improvement", "converged"]
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,11 @@ class Trainer:
     # ---- what a step is
 
     def _new_stream(self) -> BatchStream:
+        batch_size = self.config.batch_size or (256 if isinstance(self.dataset.space, PointSpace) else 32)
+        check_batch(batch_size, self.world * self.config.accumulate)
         return BatchStream(
             self.dataset.train,
-            self.config.batch_size or (256 if isinstance(self.dataset.space, PointSpace) else 32),
+            batch_size,
             seed=self.config.seed,
             device=self.fabric.device,
             use_labels=self.model.n_classes > 0,
@@ -933,7 +935,8 @@ class Trainer:
 
     def _save(self, optimizers: list[Any], records: Records | NoRecords, ended: EndReason | None = None) -> None:
         # The last good checkpoint must stand.
-        if any(not math.isfinite(float(value)) for value in self.sums.values()):
+        sums = self._sums_of_all()
+        if any(not math.isfinite(float(value)) for one in sums for value in one.values()):
             raise self._diverged("The loss")
         if not all(bool(sharding.together(tensor.isfinite().all())) for tensor in self.model.parameters()):
             raise self._diverged("A weight")
@@ -946,9 +949,29 @@ class Trainer:
             "optimizers": [{"state": sharding.full(optimizer.state_dict()["state"])} for optimizer in optimizers],
             "best": sharding.full(self.best),
         }
-        if not self.is_writer:
-            self.last_checkpoint_step, self.checkpoint_time = self.step, self._seconds()
-            return
+        failure: OSError | None = None
+        if self.is_writer:
+            try:
+                self._write(state, sums, records, ended)
+            except OSError as error:
+                failure = error
+        # Others wait, or they might leave for good, and all be ended, while the first one writes.
+        if self._from_first(failure is not None):
+            raise failure or TrainingStopped("The first process cannot write a checkpoint, and says why.")
+        self.last_checkpoint_step, self.checkpoint_time = self.step, self._seconds()
+
+    def _write(
+        self,
+        state: dict[str, Any],
+        sums: list[dict[str, Any]],
+        records: Records | NoRecords,
+        ended: EndReason | None,
+    ) -> None:
+        """Writes a checkpoint, and the weights that a reader of the run is to see.
+
+        Raises:
+            OSError: If one of them cannot be written.
+        """
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
         self.checkpoints.write(
@@ -973,13 +996,26 @@ class Trainer:
                 "n_validations": self.n_validations,
                 "n_films": self.n_films,
                 "n_validation_items": self.n_validation_items,
-                "sums": self.sums,
+                "sums": sums,
                 "since": self.since,
                 "metrics_bytes": records.flush(),
             },
         )
-        self.last_checkpoint_step, self.checkpoint_time = self.step, self._seconds()
         write_weights(self.folder / "model.safetensors", state["best"]["state"] if self.best else state["ema"])
+
+    def _sums_of_all(self) -> list[dict[str, Any]]:
+        """The sums of the terms of every process, in order."""
+        if self.world == 1 or not self.sums:
+            return [self.sums] * self.world
+        own = {name: torch.as_tensor(value) for name, value in self.sums.items()}
+        values = torch.stack([value.to(self.fabric.device).double() for value in own.values()])
+        gathered = [torch.empty_like(values) for _ in range(self.world)]
+        with parallel.speaking():
+            torch.distributed.all_gather(gathered, values)
+        return [
+            {name: value.to(tensor) for (name, tensor), value in zip(own.items(), of_one, strict=True)}
+            for of_one in gathered
+        ]
 
     def _restore(self, optimizers: list[Any]) -> None:
         saved, damaged = self.checkpoints.read()
@@ -1007,7 +1043,11 @@ class Trainer:
                 self.watch.restore(saved["watch"])
             self.n_validations, self.n_films = saved["n_validations"], saved["n_films"]
             self.n_validation_items = saved["n_validation_items"]
-            self.sums, self.since, self.metrics_bytes = saved["sums"], saved["since"], saved["metrics_bytes"]
+            self.since, self.metrics_bytes = saved["since"], saved["metrics_bytes"]
+            sums = saved["sums"]  # of every process; of others than now, all take the mean
+            self.sums = {name: sum(one[name] for one in sums) / len(sums) for name in sums[0]}
+            if len(sums) == self.world:
+                self.sums = sums[self.rank]
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             if isinstance(error, InputError):
                 raise
