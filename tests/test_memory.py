@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import triptych
-from triptych.errors import InputError
+from triptych.errors import TrainingStopped
 from triptych.training import memory
 from triptych.training.memory import free_memory, within_memory
 
@@ -76,12 +76,12 @@ def test_a_large_array_is_refused(monkeypatch: pytest.MonkeyPatch, make: object)
     with within_memory("vae on digits", CPU):
         assert len(make(100 * MIB)) == 100 * MIB
     with (
-        pytest.raises(InputError, match=r"^vae on digits does not fit .* more than the 0\.3 GiB that are free"),
+        pytest.raises(TrainingStopped, match=r"^vae on digits does not fit .* more than the 0\.3 GiB that are free"),
         within_memory("vae on digits", CPU),
     ):
         make(400 * MIB)
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
-    with pytest.raises(InputError, match=r"0\.1 GiB"), within_memory("vae on digits", CPU, 4):
+    with pytest.raises(TrainingStopped, match=r"0\.1 GiB"), within_memory("vae on digits", CPU, 4):
         make(100 * MIB)
 
 
@@ -91,7 +91,7 @@ def test_other_errors_are_passed_on() -> None:
 
 
 def test_a_lack_on_a_gpu_is_told() -> None:
-    with pytest.raises(InputError, match="than there is"), within_memory("vae on digits", torch.device("cuda")):
+    with pytest.raises(TrainingStopped, match="than there is"), within_memory("vae on digits", torch.device("cuda")):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
 
@@ -100,8 +100,25 @@ def test_a_training_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch
     monkeypatch.setattr(memory, "free_memory", lambda: 40 * MIB)
     images = np.zeros((600, 32, 32), np.uint8)
     images[::2] = 255
-    with pytest.raises(InputError, match="pixel_cnn on 32x32 grey images, 256 levels does not fit into memory"):
+    with pytest.raises(TrainingStopped, match="pixel_cnn on 32x32 grey images, 256 levels does not fit into memory"):
         triptych.fit("pixel_cnn", images, out=tmp_path / "run", budget="1steps", batch_size=512)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="does not fit into memory"):
+    with pytest.raises(TrainingStopped, match="does not fit into memory"):
         triptych.estimate("pixel_cnn", images, budget="1steps", batch_size=512)
+
+
+@linux
+def test_a_model_that_does_not_fit_does_not_cost_the_others_their_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = iter([40 * MIB])
+    monkeypatch.setattr(memory, "free_memory", lambda: next(free, 2**40))
+    settings = {"budget": "2steps", "batch_size": 512, "n_samples": 50, "extractors": ["random"]}
+    images = np.random.default_rng(0).integers(0, 256, (600, 16, 16), dtype=np.uint8)
+    with pytest.raises(TrainingStopped, match=r"^pixel_cnn stopped; the others are in .*does not fit into memory"):
+        triptych.compare(
+            images, ["pixel_cnn", "vae"], out=tmp_path / "out", discriminator=False, verbose=False, **settings
+        )
+    table = (tmp_path / "out" / "table.csv").read_text()
+    assert "vae" in table
+    assert "pixel_cnn" not in table

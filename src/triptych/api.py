@@ -128,9 +128,10 @@ def fit(
         The trained model, in evaluation mode on the CPU: the averaged weights, those that scored best on the
         validation split where the model has a likelihood.
     Raises:
-        InputError: If a name or a value is wrong, `out` is taken or being trained, a resumed run differs in a
-            setting, the data or a version, or there is not memory enough.
-        TrainingStopped: If a loss is no longer finite, a file cannot be written, or on Ctrl-C or SIGTERM.
+        InputError: If a name or a value is wrong, `out` is taken or being trained, or a resumed run differs in a
+            setting, the data or a version.
+        TrainingStopped: If a loss is no longer finite, a file cannot be written, there is not memory enough, or on
+            Ctrl-C or SIGTERM.
     """
     from triptych.training.devices import start  # Lightning Fabric takes seconds to import.
     from triptych.training.trainer import Trainer
@@ -208,6 +209,7 @@ def estimate(
         Time, memory and disk; None for a model that an algorithm of its own estimates, which has no steps to try.
     Raises:
         InputError: As of `fit`.
+        TrainingStopped: If there is not memory enough.
     """
     from triptych.training.devices import start
     from triptych.training.trainer import Trainer

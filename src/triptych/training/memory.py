@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.errors import InputError
+from triptych.errors import TrainingStopped
 
 _GROUPS = Path("/sys/fs/cgroup")
 
@@ -60,7 +60,7 @@ def within_memory(what: str, device: torch.device, n_processes: int = 1) -> Iter
         device: Where; on GPUs PyTorch itself tells of a lack.
         n_processes: Of this machine, that share what is free.
     Raises:
-        InputError: If something does not fit.
+        TrainingStopped: If something does not fit.
     """
     free = free_memory() if device.type == "cpu" else None
     if free is not None:
@@ -72,7 +72,7 @@ def within_memory(what: str, device: torch.device, n_processes: int = 1) -> Iter
             if not _is_lack(error):
                 raise
             size = "there is" if free is None else f"the {free / 2**30:.1f} GiB that are free"
-            raise InputError(
+            raise TrainingStopped(
                 f"{what} does not fit into memory: it takes more than {size}. Give a smaller batch_size, --accumulate"
                 " to take batches in pieces, images of fewer pixels (--size), or smaller options of the model."
             ) from None
