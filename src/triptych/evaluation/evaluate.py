@@ -278,7 +278,7 @@ def _prepare(
         raise InputError(f"seed is {seed}; it must be between 0 and 2^63 - 1.")
     for name in names:
         if name in (TRAIN, BLURRED, COPIES, NOISE, TRUE, HELD_OUT):
-            raise InputError(f"{name!r} names a reference row; call yours something else.")
+            raise InputError(f"{name!r} names a reference row; call yours something else: rename its file or folder.")
     tell = progress or (lambda line: None)
     if extractors is None:
         extractors = _default_extractors(dataset)
