@@ -175,6 +175,19 @@ def test_too_few_items_are_refused() -> None:
         gaussian_statistics(draw(0, 9))
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_are_refused(value: float) -> None:
+    """Their distances would be NaN, and the shares of precision and recall look like numbers."""
+    wrong = draw(0, 20, 3)
+    wrong[7, 1] = value
+    for measure in (kernel_distance, precision_recall, density_coverage, extrapolated_frechet):
+        for x, y in ((wrong, draw(1, 20, 3)), (draw(1, 20, 3), wrong)):
+            with pytest.raises(InputError, match="not finite"):
+                measure(x, y)
+    with pytest.raises(InputError, match="not finite"):
+        gaussian_statistics(wrong)
+
+
 def test_density_and_coverage_of_equal_distributions_and_of_half_of_them() -> None:
     rng = np.random.Generator(np.random.PCG64(5))
     x, y = rng.normal(size=(2, 1000, 3))

@@ -252,6 +252,30 @@ class TestInTheTrainer:
         with pytest.raises(TrainingStopped, match="no longer finite"):
             run.fit()
 
+    def test_a_game_whose_samples_are_not_finite_goes_back_to_its_best_weights(
+        self, ring: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def poisoned(run: Trainer) -> None:
+            real = run.ema.drawn_beside
+
+            def drawn(*args: object, **kwargs: object) -> torch.Tensor:
+                items = real(*args, **kwargs)
+                return items * math.inf if 10 < run.step < 15 else items
+
+            monkeypatch.setattr(run.ema, "drawn_beside", drawn)
+
+        run = trainer(ring, tmp_path / "back", validations=10)
+        poisoned(run)
+        summary = run.fit()
+        assert summary.reason == "budget"
+        assert any(
+            "rolled back" in finding and "A sample is no longer finite" in finding for finding in summary.findings
+        )
+        run = trainer(ring, tmp_path / "never", validations=10, rollbacks=0)
+        poisoned(run)
+        with pytest.raises(TrainingStopped, match="A sample is no longer finite at step 12"):
+            run.fit()
+
     def test_what_was_seen_is_in_the_checkpoint(self, ring: Dataset, tmp_path: Path) -> None:
         run = trainer(ring, tmp_path)
         run.fit()

@@ -23,7 +23,7 @@ def gaussian_statistics(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (D,) and unbiased covariance (D, D) of features (N, D).
 
     Raises:
-        InputError: If there are fewer than two items.
+        InputError: If there are fewer than two items, or a feature is not finite.
     """
     features = _as_features(features, at_least=2)
     mean = features.mean(axis=0)
@@ -294,6 +294,8 @@ def _as_features(features: np.ndarray, at_least: int) -> np.ndarray:
         raise InputError(
             f"A set of features has {counted(len(features), 'item')}; this metric needs at least {at_least}."
         )
+    if not np.isfinite(features).all():
+        raise InputError("A set of features holds values that are not finite; leave those items out.")
     return features
 
 

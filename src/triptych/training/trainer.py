@@ -840,9 +840,14 @@ class Trainer:
         if self.is_writer:
             with torch.no_grad(), self.fabric.autocast():
                 items = model.drawn_beside(x, y, generator=noise).cpu().numpy()
-            look = watch.look(items, self.step, progress, self.latest)
+            if np.isfinite(items).all():
+                look = watch.look(items, self.step, progress, self.latest)
         look = self._from_first(look)
-        assert look is not None
+        if look is None:
+            stopped = self._diverged("A sample")
+            if not self._roll_back(optimizers, records, str(stopped)):
+                raise stopped
+            return
         if not self.is_writer:
             watch.looks.append(look)
         measured = {f"samples/{name}": getattr(look, name) for name in ("diversity", "coverage", "precision", "copies")}
