@@ -460,6 +460,7 @@ file("points-nan.npy", saved(np.array([[0.0, np.nan]] * 9)), "holds NaN, infinit
 file("points-inf.npy", saved(np.array([[0.0, -np.inf]] * 9)), "holds NaN, infinite or too large values")
 file("points-large.npy", saved(np.full((9, 2), 1e300)), "holds NaN, infinite or too large values")
 file("points-longdouble.npy", saved(np.full((9, 2), np.inf, np.longdouble)), "holds NaN, infinite or too large values")
+file("points-far-off.npy", saved(1e5 + np.linspace(0, 1e-3, 60).reshape(30, 2)), "tells apart in")
 file("points-wide.npy", saved(np.zeros((9, 17))), "too wide for points")
 file("points-no-axis.npy", saved(np.zeros((9, 0))), "it holds no items")
 file("points-integers.npy", saved(np.zeros((9, 2), int)), "for points give floats")
@@ -2115,6 +2116,7 @@ for verb, run in (("score", "pixel_cnn"), ("complete", "pixel_cnn"), ("encode", 
 for key, content, says in (
     ("NaN", np.full((30, 2), np.nan), "holds NaN, infinite or too large values"),
     ("infinity", np.full((30, 2), np.inf), "holds NaN, infinite or too large values"),
+    ("far off", 1e9 + np.linspace(0, 1, 60).reshape(30, 2), "subtract its mean"),
     ("other dimension", np.zeros((30, 3)), "3-D points"),
     ("images", np.zeros((30, 8, 8), np.uint8), "images"),
     ("one coordinate", np.zeros(30), "1-D points"),

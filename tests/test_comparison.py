@@ -31,7 +31,7 @@ def table_of(folder: Path) -> Table:
 def seeds(tiny: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a comparison of two models with two trainings each."""
     out = tmp_path_factory.mktemp("runs") / "all"
-    triptych.compare(tiny, ["pixel_cnn", "vae"], out=out, seeds=2, seed=3, options=SIZES, **LIGHT, **QUICK)
+    triptych.compare(tiny, ["vae", "pixel_cnn"], out=out, seeds=2, seed=3, options=SIZES, **LIGHT, **QUICK)
     return out
 
 
@@ -120,7 +120,7 @@ def test_what_estimated_models_are_spared_is_said(tiny: Dataset, tmp_path: Path,
 
 def test_the_page_has_the_call_that_repeats_it(seeds: Path) -> None:
     page = html.unescape((seeds / "report.html").read_text())
-    call = "triptych.compare('tiny', ['pixel_cnn', 'vae'], budget='4steps', seed=3, seeds=2, n_importance=2,"
+    call = "triptych.compare('tiny', ['vae', 'pixel_cnn'], budget='4steps', seed=3, seeds=2, n_importance=2,"
     assert call in page
     for part in ("extractors=['random']", "discriminator=False", f"options={SIZES!r}", "batch_size=8"):
         assert part in page
@@ -177,6 +177,15 @@ def test_samples_on_another_scale_are_told_of(tiny: Dataset) -> None:
     assert said[0].startswith("dark: these samples use 1 level, 0 to 0 of 0 .. 3, and as many training items use 4")
 
 
+def test_samples_that_are_held_out_items_are_told_of(tiny: Dataset) -> None:
+    held_out = tiny.test.read()[0]
+    samples = {"taken": held_out, "other": tiny.valid.read()[0]}
+    found = triptych.evaluate_samples(samples, tiny, extractors=["random"], discriminator=False, verbose=False)
+    said = [note for note in found.notes if "exactly items of the test split" in note]
+    assert len(said) == 1
+    assert said[0].startswith(f"taken: {len(held_out)} of {len(held_out)} samples")
+
+
 def test_samples_of_another_tool_in_every_form(tiny: Dataset, tmp_path: Path) -> None:
     items = tiny.valid.read()[0]
     pictures = (items[:, 0].astype(int) * 85).astype(np.uint8)  # 4 levels
@@ -231,6 +240,9 @@ def test_samples_in_the_colours_of_a_palette(tmp_path: Path) -> None:
     found = triptych.evaluate_samples({"folder": folder}, data, **light)
     assert len(found.samples["folder"]) == len(data.test) == 6
     assert set(map(bytes, found.samples["folder"])) <= set(map(bytes, indices[:20]))
+    np.savez(tmp_path / "theirs.npz", images=indices, palette=palette[::-1])
+    with pytest.raises(InputError, match="their palettes differ; give samples in the reference's palette"):
+        triptych.evaluate_samples({"theirs": tmp_path / "theirs.npz"}, data, **light)
     other = written(tmp_path / "other", np.full((20, 3, 8, 8), 77, np.uint8))
     with pytest.raises(InputError, match="the same size, channels"):
         triptych.evaluate_samples({"other": other}, data, **light)

@@ -9,11 +9,14 @@ import torch
 from stubs import Untrained, UntrainedApproximate, UntrainedImplicit
 from torch import Generator, Tensor
 
+import triptych
 from triptych.data.dataset import Dataset, Split, point_space_of
 from triptych.errors import InputError
+from triptych.evaluation import samples
+from triptych.evaluation.discriminator import TwoSampleTest
 from triptych.evaluation.evaluate import Evaluation, evaluate, evaluate_samples
 from triptych.evaluation.features import ClassifierFeatures, RandomConvFeatures
-from triptych.evaluation.results import Table, TrainingCost
+from triptych.evaluation.results import Metric, Table, TrainingCost, format_value
 from triptych.evaluation.verdicts import verdicts
 from triptych.models.base import TractableDensity
 from triptych.models.registry import create_model
@@ -188,6 +191,23 @@ def test_sharpness_stands_beside_the_held_out_images(found: Evaluation) -> None:
     assert (better["spectral_distance"], better["sharpness"]) == ("lower", "neither")
 
 
+def test_a_discriminator_that_is_worse_than_guessing_still_has_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = TwoSampleTest(0.4, 0.3, 0.7, 0.9, 0.8, -0.11, -0.17, -0.05, 60)
+    monkeypatch.setattr(samples, "classifier_two_sample_test", lambda *_, **__: found)
+    data = triptych.load_data("digits")
+    measures = samples.SampleMeasures(data, "test", [], discriminator=True, seed=0, device="cpu", tell=lambda _: None)
+    cell = measures.measure("it", data.valid.read()[0]).measurements["jsd_nats"]
+    assert (cell.value, cell.low, cell.high) == (0, 0, pytest.approx(0.06))
+
+
+def test_numbers_are_written_short() -> None:
+    written = (0.0, 0.0123, 0.5, 12.3456, 123.456, 1234567.0, 1.5e38, float("inf"))
+    expected = ["0.000", "0.012", "0.500", "12.35", "123.5", "1,234,567", "1.500e+38", "inf"]
+    assert [format_value(value) for value in written] == expected
+    assert Metric("a", "A", "", "lower", "", least=0.0).possible((-3.0, 4.0)) == (0, 4)
+    assert Metric("a", "A", "", "lower", "", most=1.0).possible((-3.0, 4.0)) == (-3, 1)
+
+
 def test_no_sharpness_without_ordered_levels_or_enough_pixels() -> None:
     rng = np.random.default_rng(0)
     colours = tuple((level, level, level) for level in range(4))
@@ -255,9 +275,9 @@ def test_results_repeat(digits: Dataset) -> None:
         evaluate({"copier": Copier(digits)}, digits, n_samples=50, extractors=[], discriminator=False, seed=seed)
         for seed in (0, 0, 1)
     ]
-    samples = [run.samples["copier"] for run in runs]
-    np.testing.assert_array_equal(samples[0], samples[1])
-    assert not np.array_equal(samples[0], samples[2])
+    drawn = [run.samples["copier"] for run in runs]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
 
 
 def test_values_that_are_not_finite_are_noted(digits: Dataset) -> None:

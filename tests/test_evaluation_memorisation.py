@@ -97,7 +97,7 @@ def test_authenticity_by_hand() -> None:
 
 def test_close_samples_are_counted_by_the_closest_held_out_items() -> None:
     held_out = np.arange(1, 201) / 100  # the second is at 0.02
-    assert near_copies(np.array([0.01, 0.02, 0.03, 1.0]), held_out)[:2] == (0.5, 0.01)
+    assert near_copies(np.array([0.01, 0.02, 0.03, 1.0, 1.0, 1.0]), held_out)[:2] == (1 / 3, 0.01)
     assert near_copies(np.full(30, 0.7), held_out + 5)[:2] == (0, 0)  # nothing is a copy at seven tenths
     assert near_copies(np.full(30, 0.6), held_out + 5)[2] < 1e-10
     tied = np.where(np.arange(200) < 40, 0.0, held_out)
@@ -105,6 +105,24 @@ def test_close_samples_are_counted_by_the_closest_held_out_items() -> None:
     rng = np.random.default_rng(0)
     p_values = np.array([near_copies(rng.random(400), rng.random(300))[2] for _ in range(1000)])
     assert 0.03 < (p_values <= 0.05).mean() <= 0.065
+
+
+def test_held_out_items_that_are_or_nearly_are_training_items_set_no_limit_for_copies() -> None:
+    held_out = np.arange(1, 201) / 100
+    held_out[:3] = 0
+    assert near_copies(np.array([0.01] * 20 + [1.0] * 30), held_out)[:2] == (20 / 50, 4 / 200)
+    held_out[:3] = 1e-9
+    # All with small changes: two thirds are the limit where most samples are within it.
+    found = near_copies(np.full(50, 0.1), held_out)
+    assert found[:2] == (1, np.mean(held_out <= 2 / 3))
+    assert found[2] < 1e-10
+    assert near_copies(np.zeros(50), np.zeros(50)) == (1, 1, 1)
+    p_values = []
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        sets = (rng.random(n) * (rng.random(n) > 0.02) for n in (400, 300))  # one in fifty is a training item
+        p_values.append(near_copies(*sets)[2])
+    assert (np.array(p_values) <= 0.05).mean() <= 0.065
 
 
 def test_the_birthday_paradox_counts_what_is_drawn_from() -> None:
@@ -121,6 +139,22 @@ def test_the_birthday_paradox_counts_what_is_drawn_from() -> None:
     # Data with exact duplicates of their own: as many among the samples are no sign.
     twins = np.repeat(draw(4, 290), 2, axis=0)
     assert support_size(np.repeat(draw(5, 290), 2, axis=0), twins).is_bound
+
+
+def test_held_out_duplicates_do_not_raise_the_support() -> None:
+    held_out, few = draw(0, 600), draw(1, 20)
+    rng = np.random.default_rng(2)
+    samples = few[rng.integers(20, size=600)] + 1e-6 * rng.normal(size=(600, 3))
+    for n_twins in (0, 1, 5):
+        held_out[:n_twins] = held_out[300 : 300 + n_twins]
+        found = support_size(samples, held_out)
+        assert found.low < 20 < found.high
+
+
+def test_one_far_item_leaves_the_support_as_it_is() -> None:
+    samples, held_out = draw(0, 600), draw(1, 600)
+    samples[0] = 1e8
+    assert support_size(samples, held_out).is_bound
 
 
 def test_support_takes_held_out_items_of_every_class() -> None:
@@ -208,6 +242,32 @@ def test_copies_are_caught_where_held_out_items_are_in_the_training_set_too() ->
     alike[:25] = train[50:75]
     assert "only remembers" in memory_of(train, held_out, copies).describe("copies")
     assert "no sign" in memory_of(train, held_out, alike).describe("alike")
+
+
+@pytest.mark.parametrize("dim", [2, 16])
+@pytest.mark.parametrize("n_held_out", [60, 400])
+def test_small_changes_hide_no_copies_where_held_out_items_are_copies_too(dim: int, n_held_out: int) -> None:
+    train, held_out = draw(0, 2000, dim), draw(1, n_held_out, dim)
+    reach = float(np.median(nearest(held_out, train)[1]))
+    rng = np.random.default_rng(3)
+    changed = train[rng.integers(2000, size=400)] + 0.2 * reach / dim**0.5 * rng.normal(size=(400, dim))
+    timid, new = 0.5 * draw(4, 400, dim), draw(5, 400, dim)
+    for shift in (0.0, 1e-6 * reach):  # held-out items that are training items, or nearly
+        for n_shared in (1, n_held_out // 10):
+            held_out[:n_shared] = train[:n_shared] + shift
+            beside = TrainingNeighbours(train, held_out)
+            for samples, words in ((changed, "it only remembers"), (timid, ""), (new, "no sign")):
+                found = beside.measure(samples)
+                assert found is not None
+                assert words in found.describe("it")
+                assert words == "it only remembers" or "only remembers" not in found.describe("it")
+                assert "some of its samples" not in found.describe("it")
+
+
+def test_nothing_is_said_where_most_held_out_items_are_training_items() -> None:
+    train = draw(0, 500)
+    for samples in (draw(1, 100), train[:100]):
+        assert "nothing can be said" in memory_of(train, train[100:200], samples).describe("it")
 
 
 def test_copies_are_exact_in_single_precision_too() -> None:

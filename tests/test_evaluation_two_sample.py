@@ -14,6 +14,7 @@ from triptych.evaluation.two_sample import (
     frechet_distance,
     gaussian_statistics,
     kernel_distance,
+    mean_distance,
     neighbour_radii,
     precision_recall,
     wilson_interval,
@@ -164,6 +165,11 @@ def test_wilson_interval() -> None:
     assert wilson_interval(1.0, 10)[1] >= 1.0
 
 
+def test_a_share_of_no_items_has_no_interval() -> None:
+    with pytest.raises(InputError, match="no items has no interval"):
+        wilson_interval(0.0, 0)
+
+
 def test_too_few_items_are_refused() -> None:
     with pytest.raises(InputError, match="at least 2"):
         gaussian_statistics(draw(0, 1, 3))
@@ -217,6 +223,35 @@ def test_copies_are_dense_and_cover_in_spite_of_rounding() -> None:
     density, covered = density_coverage(real, real[::-1], k=5)
     assert covered.all()
     assert density.min() >= 7 / 5
+
+
+def test_one_far_item_changes_no_share_by_more_than_its_own() -> None:
+    x, y = draw(0, 500, 3), draw(1, 500, 3) + 0.5
+    expected = precision_recall(x, y)
+    density, covered = density_coverage(x, y)
+    for far in (1e6, 1e12):
+        # On the side where its own ball, which reaches to its neighbours, holds none of the other set's items.
+        for real, generated in ((with_far(x, -far), y), (x, with_far(y, far))):
+            assert precision_recall(real, generated) == pytest.approx(expected, abs=0.01)
+            density_too, covered_too = density_coverage(real, generated)
+            assert density_too.mean() == pytest.approx(density.mean(), abs=0.02)
+            assert covered_too.mean() == pytest.approx(covered.mean(), abs=0.01)
+
+
+def with_far(x: np.ndarray, far: float) -> np.ndarray:
+    return np.concatenate([x[:-1], np.full((1, x.shape[1]), far)])
+
+
+def test_where_the_origin_is_does_not_matter() -> None:
+    x, y = draw(0, 400, 3), draw(1, 300, 3) + 0.5
+    shift = 2.0**17  # exact, for what has a few bits after the point
+    x, y = (np.round(z * 2**20) / 2**20 for z in (x, y))
+    assert precision_recall(x + shift, y + shift) == precision_recall(x, y)
+    for moved, still in zip(density_coverage(x + shift, y + shift), density_coverage(x, y), strict=True):
+        np.testing.assert_array_equal(moved, still)
+    assert precision_recall(1e-7 * x + 1e3, 1e-7 * y + 1e3) == pytest.approx(precision_recall(x, y), abs=0.01)
+    assert mean_distance(x + shift, y + shift) == pytest.approx(mean_distance(x, y), rel=1e-12)
+    assert precision_recall(x + shift, x + shift) == (1, 1)
 
 
 def test_the_extrapolated_frechet_distance_has_no_bias_where_the_plain_one_has() -> None:

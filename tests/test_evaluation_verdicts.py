@@ -73,6 +73,30 @@ def test_samples_stand_between_perfect_and_noise() -> None:
     assert any(s.startswith("Not supported: any statement on how probable") for s in found)
 
 
+def test_trainings_that_differ_are_no_sign_of_a_perfect_model() -> None:
+    """Two of them: half of the interval is 12.7 standard errors."""
+
+    def distance(*seeds: float) -> dict[str, Measurement]:
+        mean = sum(seeds) / len(seeds)
+        return {"kid_random": Measurement(mean, mean - 0.1, mean + 0.1, 500, seeds=seeds)}
+
+    wide, good, bad = (
+        Row("wide", "implicit", distance(1, 2)),
+        Row("good", "implicit", distance(-0.05, 0.05)),
+        Row("bad", "implicit", distance(5, 5.01)),
+    )
+
+    def said(*rows: Row) -> str:
+        found = verdicts(table(*rows, *REFERENCES), SPACE)["implicit"]
+        return next(s for s in found if s.startswith("A perfect model")).partition("; ")[2]
+
+    nothing = "of wide it says nothing, since the trainings differ so much."
+    assert said(wide) == nothing
+    assert said(wide, good, bad) == f"good cannot be told from perfect by it; {nothing}"
+    assert said(wide, bad) == f"each of the other models can be told from perfect by it; {nothing}"
+    assert said(bad) == "each of these models can be told from perfect by it."
+
+
 def test_without_intervals_nothing_is_beyond_chance() -> None:
     one = {"nll_nats_per_image": Measurement(80.0, n=1, kind="exact", measure="discrete")}
     other = {"nll_nats_per_image": Measurement(81.0, n=1, kind="exact", measure="discrete")}

@@ -627,7 +627,7 @@ def test_a_wide_table_has_group_headers_and_is_printed_in_parts() -> None:
 
 def test_axes_are_logarithmic_where_values_span_decades() -> None:
     def axis(key: str, *values: float, references: tuple[float, ...] = ()) -> Any:
-        return axis_of(key, [cell(v) for v in values], [cell(v) for v in references])
+        return axis_of(Metric(key, key, "", "lower", ""), [cell(v) for v in values], [cell(v) for v in references])
 
     assert axis("fd_random", 1.0, 20.0)[1] is False
     (low, high), log = axis("fd_random", 1.0, 2000.0)
@@ -636,7 +636,13 @@ def test_axes_are_logarithmic_where_values_span_decades() -> None:
     assert axis("recall_random", 0.001, 0.9) == ((-0.04, 1.04), False)
     assert axis("copying_z", -3.0, 0.01, 400.0)[1] is False  # Below 0 by what may be more than chance.
     near = [Measurement(-0.01, -0.05, 0.03), cell(0.01), cell(40.0)]
-    assert axis_of("kid_random", near)[1] is True  # type: ignore[index]
+    assert axis_of(Metric("kid_random", "KID", "", "lower", ""), near)[1] is True  # type: ignore[index]
+    # Over two trainings an interval reaches below what a distance can be.
+    wide = [Measurement(5.0, 4.0, 6.0, seeds=(4.0, 6.0))]
+    (low, high), log = axis_of(Metric("fd_random", "FD", "", "lower", "", least=0.0), wide)  # type: ignore[misc]
+    assert not log
+    assert -2 < low < 0
+    assert high > 17
     (low, high), log = axis("copying_z", -1.0, 2.0, references=(3.0, -80.0))
     assert low < -1 < 3 < high < 10  # The far reference is not let in.
     assert low > -80

@@ -796,7 +796,12 @@ def _palette_indices(items: np.ndarray, theirs: ImageSpace, ours: ImageSpace, re
     """Indices into our palette, of indices into the same one or of colour images that hold its colours alone."""
     if theirs.palette == ours.palette and theirs.levels == ours.levels:
         return items
-    if theirs.palette is not None or theirs.shape[0] != 3 or theirs.levels != 256:
+    if theirs.palette is not None:
+        raise InputError(
+            f"{refusal.args[0].partition(';')[0]}, and their palettes differ; give samples in the reference's palette,"
+            " or as colour images of its colours alone."
+        )
+    if theirs.shape[0] != 3 or theirs.levels != 256:
         raise refusal
     palette = {tuple(colour): index for index, colour in reversed([*enumerate(ours.palette or ())])}
     colours, where = np.unique(items.transpose(0, 2, 3, 1).reshape(-1, 3), axis=0, return_inverse=True)

@@ -28,7 +28,7 @@ from triptych.report.page import write_report
 from triptych.report.table import print_table, write_table
 from triptych.sizing import options_of_size
 from triptych.spaces import ImageSpace, Space, space_from_dict
-from triptych.training.files import Records, read_summary
+from triptych.training.files import Records, read_json, read_summary
 from triptych.training.progress import duration
 from triptych.training.run import environment, read_config
 
@@ -265,15 +265,26 @@ def _unfinished_in(folder: Path) -> list[Path]:
 
 
 def _folders_with(file: str, folder: Path) -> list[Path]:
-    """Folders in a comparison's folder that hold a file; those of several seeds in the order of their numbers."""
+    """Folders in a comparison's folder that hold a file: by seed, and of one seed as the table there has them."""
+    order = _order_in(folder)
 
-    def place(run: Path) -> tuple[int, Path]:
+    def place(run: Path) -> tuple[int, int, Path]:
         number = run.parent.name.removeprefix("seed-")
-        return (int(number) if run.parent != folder and number.isdecimal() else -1), run
+        seed = int(number) if run.parent != folder and number.isdecimal() else -1
+        return seed, order.get(run.name, len(order)), run
 
     return sorted(
         {path.parent for pattern in ("*", "seed-*/*") for path in folder.glob(f"{pattern}/{file}")}, key=place
     )
+
+
+def _order_in(folder: Path) -> dict[str, int]:
+    """Places of the rows of a comparison's table by their names; empty where there is no table."""
+    try:
+        rows = read_json(folder / "table.json")["rows"]
+        return {row["name"]: place for place, row in enumerate(rows)}
+    except (InputError, KeyError, TypeError):
+        return {}
 
 
 def _seed_of(run: Path) -> int:

@@ -22,6 +22,7 @@ from triptych.spaces import ImageSpace
 
 MAX_NPZ_ENTRIES = 10_000
 _AT_ONCE = 256  # items of a memory map: each brings its neighbours in the file along
+LEAST_STEPS = 1000  # of float32 between the least and the greatest value of a coordinate
 MAX_POINT_DIM = 16  # a float array of shape (N, D) with a larger D is more likely flattened images
 
 # Which keys of an .npz hold the items and the labels of each part; at most one of each list may be present.
@@ -262,7 +263,24 @@ def _points(array: np.ndarray, what: str, lazy: bool) -> Items:
     with np.errstate(over="ignore"):
         if not all(np.isfinite(points[index]).all() for index in pieces(points)):
             raise InputError(f"{what} holds NaN, infinite or too large values; remove them.")
+        _check_resolution(array, what)
         return points if lazy and len(points) * item_bytes(points) > LARGE_BYTES else points[np.arange(len(points))]
+
+
+def _check_resolution(array: np.ndarray, what: str) -> None:
+    """Raises InputError if float32 would leave a coordinate few different values: everything would fit it perfectly."""
+    width = math.prod(array.shape[1:])
+    low, high = np.full(width, np.inf), np.full(width, -np.inf)
+    for piece in _chunks(array):
+        rows = piece.reshape(len(piece), width)
+        low, high = np.minimum(low, rows.min(axis=0)), np.maximum(high, rows.max(axis=0))
+    spread, step = high - low, np.maximum(abs(low), abs(high)) * float(np.finfo(np.float32).eps)
+    if (coarse := np.flatnonzero((spread > 0) & (spread < LEAST_STEPS * step))).size:
+        i = int(coarse[0])
+        raise InputError(
+            f"{what}: coordinate {i} lies in {low[i]:.9g} .. {high[i]:.9g}, which single precision tells apart in"
+            f" {math.ceil(spread[i] / step[i]):,} steps only; subtract its mean, or another constant, first."
+        )
 
 
 @dataclass(frozen=True)

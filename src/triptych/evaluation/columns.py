@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from triptych.evaluation.features import FeatureExtractor
 from triptych.evaluation.results import Metric
 from triptych.spaces import ImageSpace, Space
@@ -80,6 +82,7 @@ def distance_metrics(extractor: FeatureExtractor, split: str, *, few: bool = Fal
             f"Squared Fréchet distance between Gaussians fitted to features (Heusel et al. 2017): {sets} Interval: "
             f"± 1.96 standard deviations over {n_resamples(extractor)} bootstrap resamples of both sets. Biased up"
             "wards at small n: compare with the reference row.",
+            least=0.0,
         ),
         Metric(
             f"fd_infinity_{key}",
@@ -111,6 +114,8 @@ def distance_metrics(extractor: FeatureExtractor, split: str, *, few: bool = Fal
             "higher",
             f"Share of samples within the held-out items' {K_SUPPORT}-nearest-neighbour balls (Kynkäänniemi et al. "
             f"2019): {sets} Interval: Wilson 95 % over samples, with the balls as they are. {blind}",
+            least=0.0,
+            most=1.0,
         ),
         Metric(
             f"recall_{key}",
@@ -120,6 +125,8 @@ def distance_metrics(extractor: FeatureExtractor, split: str, *, few: bool = Fal
             f"Share of held-out items within the samples' {K_SUPPORT}-nearest-neighbour balls (Kynkäänniemi et al. "
             f"2019): {sets} Interval: Wilson 95 % over held-out items, with the balls as they are. Compare equal "
             f"n only. {blind}",
+            least=0.0,
+            most=1.0,
         ),
         Metric(
             f"density_{key}",
@@ -129,6 +136,7 @@ def distance_metrics(extractor: FeatureExtractor, split: str, *, few: bool = Fal
             f"Mean number of held-out items' {K_DENSITY}-nearest-neighbour balls that hold a sample, over {K_DENSITY} "
             f"(Naeem et al. 2020): {sets} Best at about 1: below, samples lie off the data; above, they crowd in the "
             f"midst of them. Interval: ± 1.96 standard errors over samples. {blind}",
+            least=0.0,
         ),
         Metric(
             f"coverage_{key}",
@@ -138,6 +146,8 @@ def distance_metrics(extractor: FeatureExtractor, split: str, *, few: bool = Fal
             f"Share of held-out items whose {K_DENSITY}-nearest-neighbour ball holds a sample (Naeem et al. 2020): "
             f"{sets} About {1 - 2**-K_DENSITY:.2f} for a perfect model. Interval: Wilson 95 % over held-out items. "
             "Compare equal n only.",
+            least=0.0,
+            most=1.0,
         ),
     ]
 
@@ -155,6 +165,7 @@ def sharpness_metrics(split: str) -> list[Metric]:
             f"Hann window, after Durall et al. 2020): {sets}. 0 is the same sharpness at every scale; blur and noise "
             f"both raise it, and so does wrong contrast. {interval} Biased upwards at small n: compare with the "
             "reference row.",
+            least=0.0,
         ),
         Metric(
             "sharpness",
@@ -164,6 +175,7 @@ def sharpness_metrics(split: str) -> list[Metric]:
             "Mean gradient energy (squared differences of neighbouring pixels, Subbarao et al. 1993) as a multiple of "
             f"that of held-out images: {sets}. Best at 1: below, samples are blurred or pale; above, noisy or harsh. "
             f"Blur and noise can balance; the spectral distance then shows both. {interval}",
+            least=0.0,
         ),
     ]
 
@@ -182,6 +194,8 @@ def discriminator_metrics(split: str) -> list[Metric]:
             f"{how} (classifier two-sample test, Lopez-Paz & Oquab 2017; n in the cell). A half: it cannot tell them "
             "apart. Interval: where the accuracy of guessing lies in 95 % of the cases, shifted to the value: one that "
             "holds a half is no evidence of a difference.",
+            least=0.0,
+            most=1.0,
         ),
         Metric(
             "jsd_nats",
@@ -191,6 +205,8 @@ def discriminator_metrics(split: str) -> list[Metric]:
             f"{how}: ln 2 minus its cross-entropy, a lower bound of the Jensen-Shannon divergence of samples and data "
             "(Goodfellow et al. 2014, eq. 4-6), from 0 (the same) to 0.693 (nothing in common). Interval: ± 1.96 "
             "standard errors over these items.",
+            least=0.0,
+            most=math.log(2),
         ),
     ]
 
@@ -207,15 +223,17 @@ def memory_metrics(key: str, split: str) -> list[Metric]:
             f"Median distance ({where}) of samples to their nearest training item, over that of the {split} split's "
             "items. Best at 1: near 0, samples are copies; above, they lie off the data. Interval: bootstrap over "
             "samples and items.",
+            least=0.0,
         ),
         Metric(
             "copying_z",
             "C_T",
-            "standard errors",
+            "mean z",
             "neither",
             f"Whether samples are nearer to the training set than {split} items are ({where}): the Mann-Whitney z of "
-            "Meehan et al. 2020, by cells of the training set. Best at 0: below -3 samples copy, above 3 they lie "
-            "farther off than data do.",
+            "Meehan et al. 2020, averaged over cells of the training set. Best at 0: an interval below it says that "
+            "samples are nearer than new items would be, as copies are, one above it that they lie farther off. "
+            "Interval: ± 1.96 standard deviations of a mean of so many z.",
         ),
         Metric(
             "authenticity",
@@ -225,6 +243,8 @@ def memory_metrics(key: str, split: str) -> list[Metric]:
             "Share of samples that are farther from their nearest training item than that one is from its own nearest "
             f"({where}; Alaa et al. 2022). Fresh data have about a half (the reference row says how much), copies 0. "
             "Interval: Wilson 95 %.",
+            least=0.0,
+            most=1.0,
         ),
         Metric(
             "support_size",
@@ -235,6 +255,7 @@ def memory_metrics(key: str, split: str) -> list[Metric]:
             "collapse make it small, and so does blur, which brings samples nearer to each other. It follows from "
             f"the number of pairs of samples nearer to each other ({where}) than the nearest pair of as many {split} "
             "items; ≥ where there are no more than chance allows. Interval: exact Poisson 95 %.",
+            least=0.0,
         ),
     ]
 

@@ -224,6 +224,7 @@ def evaluate_samples(
                 " the number of samples, so compare them with equally many only."
             )
         notes += _levels_note(name, samples[name], dataset)
+        notes += _held_out_note(name, samples[name], dataset, split)
     names = list(samples)
     results = ranks.in_parts(len(names), lambda place: measures.measure(names[place], samples[names[place]]))
     for name, sample in zip(names, results, strict=True):
@@ -246,6 +247,23 @@ def _levels_note(name: str, items: np.ndarray, dataset: Dataset) -> list[str]:
         f"{name}: these samples use {counted(len(theirs), 'level')}, {theirs[0]} to {theirs[-1]} of 0 .."
         f" {space.levels - 1}, and as many training items use {counted(len(ours), 'level')}, {ours[0]} to {ours[-1]}."
         " If they were written on another scale, every column measures that: write them on the scale of the data."
+    ]
+
+
+def _held_out_note(name: str, items: np.ndarray, dataset: Dataset, split: str) -> list[str]:
+    """A sentence if samples are the held-out items: no column would show that nothing has been made."""
+    held_out = dataset.splits[split].read()[0]
+    # Of simple items some come again by chance: no more often than among as many training items.
+    usual = dataset.train.read(np.arange(min(len(held_out), len(dataset.train))))[0]
+    n, expected = (
+        sum(map({item.tobytes() for item in among}.__contains__, map(bytes, items.astype(among.dtype, copy=False))))
+        for among in (held_out, usual)
+    )
+    if n <= max(len(items) // 100, 2 * expected):
+        return []
+    return [
+        f"{name}: {n:,} of {counted(len(items), 'sample')} are exactly items of the {split} split. If they were taken"
+        " from there, not drawn, every column calls them good and none means anything."
     ]
 
 

@@ -96,8 +96,9 @@ class Memory:
     """The same of the held-out items."""
     support: Support
     near: float
-    """Share of samples that are as close to a training item as the closest hundredth of held-out items. What is close
-    is told in units of the training item's distance to its nearest other one, and is two thirds of it at most."""
+    """Share of samples that are as close to a training item as the closest hundredth of held-out items that are not
+    training items themselves, or, where most samples are, as two thirds of that item's distance to its nearest other
+    one. What is close is told in units of that distance, and is two thirds of it at most."""
     near_held_out: float
     """Share of held-out items that are so close."""
     near_p_value: float
@@ -107,10 +108,11 @@ class Memory:
         """Does it only remember? A sentence or two, with the evidence."""
         evidence = (
             f"{100 * self.near:.1f} % of its samples are as close to a training item as"
-            f" {100 * self.near_held_out:.2g} % of held-out items are"
+            f" {100 * self.near_held_out:.1f} % of held-out items are"
         )
         if self.distance_ratio is not None:
-            evidence += f"; the median distance is {self.distance_ratio[0]:.2f} times theirs"
+            ratio = self.distance_ratio[0]
+            evidence += f"; the median distance is {f'{ratio:.2f}' if ratio < 1e4 else f'{ratio:.2g}'} times theirs"
         if self.copying is not None:
             evidence += f", C_T = {self.copying.c_t:+.1f}"
             if self.copying.p_value_farther < LEVEL / 2:
@@ -119,12 +121,16 @@ class Memory:
             evidence += f"; its samples are as alike as if drawn from some {self.support.n_items:,.0f} different items"
             if self.support.low <= self.n_train:
                 evidence += f", and the training set has {self.n_train:,}"
+        if self.distance_ratio is None:
+            return (
+                f"{name}: nothing can be said of remembering, since most held-out items are training items themselves;"
+                " take out what the splits share."
+            )
         nearer = self.copying is not None and self.copying.p_value < LEVEL / 2
         closer = self.near_p_value < LEVEL / 2
         copies = "hardly any copies" if closer else "no copies"
         if closer and self.near - self.near_held_out > FEW_COPIES:
-            # Where new items are close as well, what they are not counts.
-            most = self.near > (1 + self.near_held_out) / 2
+            most = _are_most(self.near, self.near_held_out)
             answer = "it only remembers" if most else "some of its samples are copies"
         elif nearer:
             answer = (
@@ -211,7 +217,9 @@ def data_copying(
 def near_copies(samples: np.ndarray, held_out: np.ndarray) -> tuple[float, float, float]:
     """How many samples are as close to a training item as the closest hundredth of held-out items, and at most `CLOSE`.
 
-    Distances alone would take noisy copies in sparse places for new items, and items of dense places for copies.
+    Distances alone would take noisy copies in sparse places for new items, and items of dense places for copies. Held-
+    out items that are training items themselves set no limit: next to them, copies with small changes would be new.
+    Next to those that nearly are, they still might be: where most samples are within `CLOSE`, this is the limit.
 
     Arguments:
         samples, held_out: Distance to the nearest training item, over that one's to its nearest other one, (N,), (M,).
@@ -220,12 +228,24 @@ def near_copies(samples: np.ndarray, held_out: np.ndarray) -> tuple[float, float
         is beta-binomial where a held-out item sets the limit; elsewhere, and with ties, the test is Fisher's.
     """
     n, m = len(samples), len(held_out)
-    k = max(1, m // 100)
-    limit = min(float(np.sort(held_out)[k - 1]), CLOSE)
+    new = np.sort(held_out[held_out > 0])
+    k = max(1, len(new) // 100)
+    limit = min(float(new[k - 1]), CLOSE) if len(new) else 0.0
+
+    def shares(limit: float) -> tuple[float, float]:
+        return float((samples <= limit).mean()), float((held_out <= limit).mean())
+
+    if _are_most(*shares(CLOSE)) and not _are_most(*shares(limit)):
+        limit = CLOSE
     near, theirs = int((samples <= limit).sum()), int((held_out <= limit).sum())
-    is_order = theirs == k and 0 < limit < CLOSE
-    law = stats.betabinom(n, k, m - k + 1) if is_order else stats.hypergeom(n + m, near + theirs, n)
+    is_order = limit < CLOSE and int((held_out == limit).sum()) == 1
+    law = stats.betabinom(n, theirs, m - theirs + 1) if is_order else stats.hypergeom(n + m, near + theirs, n)
     return near / n, theirs / m, float(law.sf(near - 1))
+
+
+def _are_most(near: float, near_held_out: float) -> bool:
+    """Whether most samples are close. Where held-out items are close as well, what they are not counts."""
+    return near > (1 + near_held_out) / 2
 
 
 def _mann_whitney_z(x: np.ndarray, y: np.ndarray) -> float:
@@ -258,8 +278,8 @@ def authenticity(distances: np.ndarray, own: np.ndarray) -> tuple[float, float, 
 def support_size(samples: np.ndarray, held_out: np.ndarray, *, seed: int = 0) -> Support:
     """The birthday paradox: of draws from N equally likely items, n(n-1)/2N pairs are the same.
 
-    A pair counts as the same if it is as near as the nearest pair among equally many held-out items. Where these have
-    exact duplicates, the nearest are at distance 0, and all of them count against the samples' own. It is an estimate
+    A pair counts as the same if it is as near as the nearest pair among equally many held-out items that are not the
+    same. Where these have exact duplicates, all of them count against the samples' own. It is an estimate
     if the samples have more such pairs than the held-out items: beyond both intervals, and by more than two and a half
     standard deviations.
 
@@ -274,7 +294,8 @@ def support_size(samples: np.ndarray, held_out: np.ndarray, *, seed: int = 0) ->
     # At random: a split sorted by class would show the pairs of its first classes.
     rng = np.random.Generator(np.random.PCG64(seed))
     samples, held_out = (z if len(z) == n else z[np.sort(rng.permutation(len(z))[:n])] for z in (samples, held_out))
-    threshold = float(nearest(held_out, held_out, same=True)[1].min()) ** 2
+    apart = nearest(held_out, held_out, same=True)[1]
+    threshold = float(apart[apart > 0].min()) ** 2 if (apart > 0).any() else 0.0
     chance, chance_variance = _pairs_within(held_out, threshold)
     n_pairs, variance = _pairs_within(samples, threshold)
     every = n * (n - 1) / 2
@@ -288,11 +309,10 @@ def support_size(samples: np.ndarray, held_out: np.ndarray, *, seed: int = 0) ->
 def _pairs_within(x: np.ndarray, threshold: float) -> tuple[int, float]:
     """Pairs of different items at a squared distance of at most `threshold`, but for rounding, and the variance of
     their number. It is that of a U-statistic, Poisson's or more: where some items are common, pairs share items."""
-    slack = 1e-12 * float((x**2).sum(axis=1).max())
     partners = np.empty(len(x), dtype=np.int64)  # of each item
-    for rows, distances in squared_distance_blocks(x, x):
+    for rows, distances in squared_distance_blocks(x, x, less_rounding=True):
         distances[np.arange(len(distances)), np.arange(rows.start, rows.stop)] = np.inf
-        partners[rows] = (distances <= threshold + slack).sum(axis=1)
+        partners[rows] = (distances <= threshold).sum(axis=1)
     n_pairs = int(partners.sum()) // 2
     return n_pairs, max(n_pairs, len(x) * float(partners.var()) - n_pairs)
 

@@ -31,6 +31,19 @@ class Metric:
     """Direction."""
     protocol: str
     """How it is measured, in a sentence or two: estimator, features, sample counts, interval, source."""
+    least: float | None = None
+    """Lower end of what it can be; None where there is none."""
+    most: float | None = None
+    """Upper end."""
+
+    def possible(self, ends: tuple[float, float]) -> tuple[float, float]:
+        """An interval, without what the metric cannot be: one over trainings knows nothing of that."""
+        low, high = ends
+        if self.least is not None:
+            low, high = max(low, self.least), max(high, self.least)
+        if self.most is not None:
+            low, high = min(low, self.most), min(high, self.most)
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -212,6 +225,8 @@ def format_value(value: float) -> str:
     if value != value:
         return "nan"
     magnitude = abs(value)
+    if 1e12 <= magnitude < math.inf:
+        return f"{value:.3e}"
     if magnitude >= 1000:
         return f"{value:,.0f}"
     if magnitude >= 100:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -234,11 +235,12 @@ class SampleMeasures:
         test = classifier_two_sample_test(self.held_out, items, self.space, seed=self.seed, device=self.device)
         half = (test.null_high - test.null_low) / 2
         jsd = max(0.0, test.jsd_bound)  # A divergence is not negative, whatever a discriminator comes to.
+        error = test.jsd_bound - test.jsd_low
         return {
             "c2st_accuracy": Measurement(
                 test.accuracy, max(0.0, test.accuracy - half), min(1.0, test.accuracy + half), test.n
             ),
-            "jsd_nats": Measurement(jsd, max(0.0, test.jsd_low), max(jsd, test.jsd_high), test.n, "at least"),
+            "jsd_nats": Measurement(jsd, max(0.0, jsd - error), min(math.log(2), jsd + error), test.n, "at least"),
         }
 
 

@@ -60,7 +60,8 @@ def radial_power(images: np.ndarray, space: ImageSpace) -> np.ndarray:
     Arguments:
         images: Integers 0 .. levels-1, (N, C, H, W).
     Returns:
-        float64, (N, n_frequencies), levels scaled to 0 .. 1. White noise of variance v has power v in every ring.
+        float64, (N, n_frequencies), levels scaled to 0 .. 1. White noise of variance v has power v in every
+        ring, but for the first, which the mean takes a part of.
     Raises:
         InputError: As `gradient_energy` says.
     Source:

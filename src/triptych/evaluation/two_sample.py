@@ -104,7 +104,8 @@ def kernel_distance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
         n_own = len(own)
         without = (total - 2 * own) / ((n_own - 1) * (n_own - 2)) + others  # (n_own,)
         without -= 2 * (sum_across - across) / ((n_own - 1) * n_others)
-        return float((n_own - 1) * without.var())
+        with np.errstate(over="ignore"):  # An interval without end is told as that.
+            return float((n_own - 1) * without.var())
 
     variance = jackknife_variance(within_x, sum_x, term_y, across_x, m)
     variance += jackknife_variance(within_y, sum_y, term_x, across_y, n)
@@ -145,12 +146,11 @@ def supports(
     if real_radii is None:
         real_radii = neighbour_radii(real, k)
     generated_radii = neighbour_radii(generated, k)
-    slack = _slack(real, generated)
     in_real = np.zeros(len(generated), dtype=bool)
     in_generated = np.zeros(len(real), dtype=bool)
-    for rows, distances in squared_distance_blocks(real, generated):
-        in_real |= (distances <= real_radii[rows, None] + slack).any(axis=0)
-        in_generated[rows] = (distances <= generated_radii + slack).any(axis=1)
+    for rows, distances in squared_distance_blocks(real, generated, less_rounding=True):
+        in_real |= (distances <= real_radii[rows, None]).any(axis=0)
+        in_generated[rows] = (distances <= generated_radii).any(axis=1)
     return in_real, in_generated
 
 
@@ -193,11 +193,10 @@ def density_coverage(
     real, generated = _as_features(real, at_least=k + 1), _as_features(generated, at_least=1)
     if real_radii is None:
         real_radii = neighbour_radii(real, k)
-    slack = _slack(real, generated)
     density = np.zeros(len(generated))
     covered = np.zeros(len(real), dtype=bool)
-    for rows, distances in squared_distance_blocks(real, generated):
-        inside = distances <= real_radii[rows, None] + slack
+    for rows, distances in squared_distance_blocks(real, generated, less_rounding=True):
+        inside = distances <= real_radii[rows, None]
         density += inside.sum(axis=0)
         covered[rows] = inside.any(axis=1)
     return density / k, covered
@@ -276,9 +275,13 @@ def bootstrap_error(
 def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """95 % interval of a share of n independent items; it stays inside 0 .. 1 and has a width at 0 and 1 too.
 
+    Raises:
+        InputError: If there are no items.
     Source:
         Wilson 1927.
     """
+    if n < 1:
+        raise InputError("A share of no items has no interval; give one item at least.")
     z2 = Z_95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(share * (1 - share) * z2 / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
@@ -299,11 +302,6 @@ def _as_features(features: np.ndarray, at_least: int) -> np.ndarray:
     return features
 
 
-def _slack(real: np.ndarray, generated: np.ndarray) -> float:
-    """Equal items are at distance 0 but for rounding, which must not carry them out of a ball of radius 0."""
-    return 1e-12 * float((real**2).sum(axis=1).max() + (generated**2).sum(axis=1).max())
-
-
 def _sqrt_psd(matrix: np.ndarray) -> np.ndarray:
     """The symmetric square root; eigenvalues that rounding made negative count as 0."""
     values, vectors = np.linalg.eigh(matrix)
@@ -317,14 +315,30 @@ def _row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_rows))
 
 
-def squared_distance_blocks(x: np.ndarray, y: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Squared Euclidean distances of a block of x's rows to all of y, (block, M), block after block."""
+def squared_distance_blocks(
+    x: np.ndarray, y: np.ndarray, *, less_rounding: bool = False
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Squared Euclidean distances of a block of x's rows to all of y, (block, M), block after block.
+
+    Arguments:
+        x, y: Features, float64, (N, D) and (M, D).
+        less_rounding: Take from each distance what rounding may have added to it, so that equal items lie in a ball of
+            radius 0. It goes with the two items: one that lies far off makes none but its own distances vague.
+    """
+    if len(x) == 0:
+        return
+    # The difference of squares loses what the distance from the origin takes: items far from 0 would all be alike.
+    # A median of a few rows, since one far item must not move it.
+    centre = np.median(x[:: max(1, len(x) // 256)], axis=0)
+    y = y - centre
     y_norms = (y**2).sum(axis=1)
+    scale = 1 - 1e-12 if less_rounding else 1.0
     for rows in _row_blocks(len(x), len(y)):
-        distances = x[rows] @ y.T
+        x_rows = x[rows] - centre
+        distances = x_rows @ y.T
         distances *= -2
-        distances += (x[rows] ** 2).sum(axis=1)[:, None]
-        distances += y_norms
+        distances += scale * (x_rows**2).sum(axis=1)[:, None]
+        distances += scale * y_norms
         yield rows, np.maximum(distances, 0.0, out=distances)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -114,16 +115,23 @@ def _samples(rows: list[Row], table: Table) -> list[str]:
     found = [_best(members, distance, f"the samples nearest to the data by {distance.title}", f"{distance.title} is")]
     perfect = by_name.get(TRAIN, {}).get(distance.key)
     noise = by_name.get(NOISE, {}).get(distance.key)
-    reached = [row.name for row in members if perfect is not None and _overlap(row.measurements[distance.key], perfect)]
     if perfect is not None and noise is not None:
-        share = f"A perfect model would get {_text(perfect)}, noise gets {_text(noise)}"
+        near = {row.name: cell for row in members if _overlap(cell := row.measurements[distance.key], perfect)}
+        reached = [name for name, cell in near.items() if _overlap(dataclasses.replace(cell, seeds=()), perfect)]
+        # That two trainings differ, which makes an interval wide, is no sign of being perfect.
+        unsure = [name for name in near if name not in reached]
+        too = _overlap(noise, perfect)
+        parts = [f"A perfect model would get {_text(perfect)}, noise gets {_text(noise)}"]
         if reached:
-            which = f"{', '.join(reached)} cannot be told from perfect by it"
-        else:
-            which = "each of these models can be told from perfect by it"
-        if _overlap(noise, perfect):
-            which += ", but neither can noise" if reached else ", though noise cannot"
-        found.append(f"{share}; {which}.")
+            parts.append(f"{', '.join(reached)} cannot be told from perfect by it{', but neither can noise' * too}")
+        elif len(unsure) < len(members):
+            which = "the other" if unsure else "these"
+            parts.append(f"each of {which} models can be told from perfect by it{', though noise cannot' * too}")
+        elif too:
+            parts.append("noise cannot be told from perfect by it")
+        if unsure:
+            parts.append(f"of {', '.join(unsure)} it says nothing, since the trainings differ so much")
+        found.append("; ".join(parts) + ".")
     told = metrics.get("c2st_accuracy")
     if told is not None:
         cells = {row.name: row.measurements[told.key] for row in members if told.key in row.measurements}

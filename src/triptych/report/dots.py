@@ -48,7 +48,7 @@ def metric_figure(metric: Metric, rows: Sequence[Row]) -> Html | None:
     shown = [(row, row.measurements[metric.key]) for row in rows if metric.key in row.measurements]
     models = [cell for row, cell in shown if row.panel is not None]
     references = [cell for row, cell in shown if row.panel is None]
-    axis = axis_of(metric.key, models, references)
+    axis = axis_of(metric, models, references)
     if axis is None:
         return None
     x_range, log = axis
@@ -85,7 +85,7 @@ def _dot(plot: Plot, y: float, metric: Metric, cell: Measurement, style: str) ->
         return
     ends = cell.whole_interval
     if ends is not None and all(map(math.isfinite, ends)):
-        plot.line(np.array(ends), np.full(2, y), f"{style} range")
+        plot.line(np.array(metric.possible(ends)), np.full(2, y), f"{style} range")
     mark = cell.text(metric.better)[0]
     if not low <= cell.value <= high:
         plot.arrow(cell.value, y, -1 if cell.value < low else 1, style)
@@ -101,13 +101,13 @@ def is_finite(cell: Measurement) -> bool:
 
 
 def axis_of(
-    key: str, models: Sequence[Measurement], references: Sequence[Measurement] = ()
+    metric: Metric, models: Sequence[Measurement], references: Sequence[Measurement] = ()
 ) -> tuple[tuple[float, float], bool] | None:
     """Ends of the axis of a metric, and whether it is logarithmic; None where there is no finite value.
 
     A linear axis need not reach to references that are far from all models, nor a logarithmic one to values of no sign.
     """
-    if re.fullmatch(SHARES, key):
+    if re.fullmatch(SHARES, metric.key):
         return ((-0.04, 1.04), False) if any(map(is_finite, (*models, *references))) else None
     cells = [cell for cell in (*models, *references) if is_finite(cell)]
     if not cells:
@@ -115,16 +115,16 @@ def axis_of(
     if is_wide(cells):
         values = _values(cells)
         smallest = values[values > 0].min()
-        ends = _ends(cells)
+        ends = _ends(cells, metric)
         low, high = math.log10(max(ends.min(), smallest / 3)), math.log10(ends.max())
         margin = 0.08 * (high - low)
         return (10 ** (low - margin), 10 ** (high + margin)), True
-    inner = _ends([cell for cell in models if is_finite(cell)] or cells)
+    inner = _ends([cell for cell in models if is_finite(cell)] or cells, metric)
     span = inner.max() - inner.min()
     far = FAR * span if span > 0 else math.inf
     near = [cell for cell in references if is_finite(cell)]
     near = [c for c in near if inner.min() - far <= _values([c])[0] <= inner.max() + far]
-    ends = np.concatenate([inner, _ends(near)])
+    ends = np.concatenate([inner, _ends(near, metric)])
     low, high = float(ends.min()), float(ends.max())
     margin = 0.08 * (high - low) if high - low > 1e-9 * max(abs(low), abs(high)) else 0.5 * (abs(high) or 1.0)
     return (low - margin, high + margin), False
@@ -144,8 +144,8 @@ def _values(cells: Sequence[Measurement]) -> np.ndarray:
     return np.array([cell.value for cell in cells if cell.value is not None])
 
 
-def _ends(cells: Sequence[Measurement]) -> np.ndarray:
+def _ends(cells: Sequence[Measurement], metric: Metric) -> np.ndarray:
     """Values and the ends of their intervals, as far as they are finite."""
-    ends = [end for cell in cells for end in (cell.whole_interval or ())]
+    ends = [end for cell in cells if (whole := cell.whole_interval) for end in metric.possible(whole)]
     found = np.concatenate([_values(cells), np.array(ends, dtype=np.float64)])
     return found[np.isfinite(found)]

@@ -114,7 +114,7 @@ def _figure(table: Table, quality: Metric, cost: Metric) -> Html | None:
     points, left_out = points_of(table, quality, cost)
     if len(points) < 2:
         return None
-    axis = axis_of(quality.key, [point.quality for point in points])
+    axis = axis_of(quality, [point.quality for point in points])
     assert axis is not None  # Every point's value is finite.
     y_range, y_log = axis
     costs = [point.cost for point in points]
@@ -134,7 +134,7 @@ def _figure(table: Table, quality: Metric, cost: Metric) -> Html | None:
     groups = fronts(points, quality)
     bad = y_range[0] if quality.better == "higher" else y_range[1]
     entries = []
-    lines: list[Line] = [_interval(point) for point in points]
+    lines: list[Line] = [_interval(point, quality) for point in points]
     for group, style in zip(groups, STYLES * len(groups), strict=False):
         if len(group.best) + len(group.beaten) > 1:
             lines += _steps(plot, group.best, bad, style)
@@ -171,17 +171,17 @@ def _steps(plot: Plot, best: Sequence[Point], bad: float, style: str) -> list[Li
     return [((x, y), (to_x, to_y)) for x, y, to_x, to_y in zip(xs, ys, xs[1:], ys[1:], strict=False)]
 
 
-def _interval(point: Point) -> Line:
+def _interval(point: Point, quality: Metric) -> Line:
     """The line of a point's interval; without any, the point."""
     value = point.quality.value or 0.0
     ends = point.quality.whole_interval
-    low, high = ends if ends is not None and all(map(math.isfinite, ends)) else (value, value)
+    low, high = quality.possible(ends) if ends is not None and all(map(math.isfinite, ends)) else (value, value)
     return (point.cost, low), (point.cost, high)
 
 
 def _point(plot: Plot, point: Point, quality: Metric, unit: str, *, is_best: bool) -> None:
     at = np.array([point.cost]), np.array([point.quality.value or 0.0])
-    (_, low), (_, high) = _interval(point)
+    (_, low), (_, high) = _interval(point, quality)
     if low < high:
         plot.line(np.full(2, point.cost), np.array([low, high]), f"s0 {point.panel} range")
     value = f"{point.quality.text(quality.better)} {quality.unit}".strip()
