@@ -265,13 +265,14 @@ def speed_metric(space: Space) -> Metric:
         f"Median speed of drawing one batch of up to {SAMPLE_BATCH} (n in the cell), on the device the model was on, "
         "including the copy to main memory."
     )
-    return Metric("samples_per_second", "Speed", f"{item_of(space)}s/s", "higher", protocol)
+    return Metric("samples_per_second", "Speed", f"{item_of(space)}s/s", "higher", protocol, least=0.0)
 
 
 def cost_metrics(space: Space) -> list[Metric]:
     item = item_of(space)
+    seen = f"Training {item}s seen, each as often as it was."
     return [
-        Metric("training_seconds", "Training", "s", "lower", "Time of the training, with its validations."),
-        Metric("training_items", "Seen", f"{item}s", "neither", f"Training {item}s seen, each as often as it was."),
-        Metric("n_parameters", "Parameters", "", "neither", "Numbers that the model consists of."),
+        Metric("training_seconds", "Training", "s", "lower", "Time of the training, with its validations.", least=0.0),
+        Metric("training_items", "Seen", f"{item}s", "neither", seen, least=0.0),
+        Metric("n_parameters", "Parameters", "", "neither", "Numbers that the model consists of.", least=0.0),
     ]
