@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -290,7 +291,7 @@ class TestSignals:
             time.sleep(0.1)
         raise AssertionError("no step in a minute")
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_the_step_is_finished_and_saved(self, number: signal.Signals, tmp_path: Path) -> None:
         run = tmp_path / "run"
         with self.run(run, "vae", "--set", "hidden=4") as process:
@@ -314,6 +315,42 @@ class TestSignals:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=60)
         assert process.returncode == -signal.SIGTERM
+
+
+class TestReaderGone:
+    """Whoever reads what the command prints may go away: the training goes on."""
+
+    def test_at_the_end_of_a_pipe(self, tmp_path: Path) -> None:
+        fit = [sys.executable, "-m", "triptych", "fit", "vae", "digits", "--budget", "60steps", "--set", "hidden=4"]
+        line = f"{shlex.join([*fit, '--out', str(tmp_path / 'run')])} 2>&1 | head -1; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("vae on digits")
+        assert done.stdout.count("\n") == 1
+        assert triptych.load(tmp_path / "run") is not None
+
+    def test_in_a_terminal_that_is_closed(self, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        ours, theirs = os.openpty()
+        fit = [sys.executable, "-m", "triptych", "fit", "vae", "digits", "--budget", "100000steps", "--set", "hidden=4"]
+        process = subprocess.Popen(
+            [*fit, "--out", str(run)], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, text=True
+        )
+        os.close(theirs)
+        TestSignals().wait_for_steps(run, process)
+        os.close(ours)
+        os.killpg(process.pid, signal.SIGHUP)
+        os.killpg(process.pid, signal.SIGHUP)  # the shell sends it, and so does the system
+        assert process.wait(timeout=60) == 3
+        with RunLock(run) as lock:
+            assert lock.last_step == Checkpoints(run, 1).read()[0]["step"]
+
+    def test_on_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Dataset) -> None:
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            triptych.fit("vae", tiny, out=tmp_path / "run", **{**FIT, "verbose": True})
+            monkeypatch.undo()
+        assert (tmp_path / "run" / "summary.json").is_file()
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from rich.markup import escape
 
 from triptych import ranks
 from triptych.config import TrainConfig
+from triptych.consoles import lasting_console
 from triptych.data.animation import MAX_SHOWN, Frames, check_suffix, save_animation
 from triptych.data.dataset import Dataset, Split, level_dtype, merged
 from triptych.data.load import IN_MEMORY, load_data
@@ -150,7 +150,7 @@ def fit(
         network = create_model(model, data.space, n_classes=n_classes, **options)
         config = run_config(model, resolved_options(model, network), n_classes, data, train)
         fabric = start(train)
-        console = Console() if verbose and fabric.is_global_zero else None
+        console = lasting_console() if verbose and fabric.is_global_zero else None
         origin = None if fork is None else Path(fork)
         if resume:
             folder = Path(str(out))
@@ -817,7 +817,7 @@ def telling(verbose: bool) -> Iterator[Callable[[str], None] | None]:
 
     On a terminal one line follows the work; elsewhere only a new subject (what stands before a colon) is told.
     """
-    console = Console(stderr=True)
+    console = lasting_console(stderr=True)
     if not verbose or not ranks.is_first():
         yield None
     elif console.is_terminal:

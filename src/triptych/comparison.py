@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from triptych import api
 from triptych.config import TrainConfig
+from triptych.consoles import lasting_console
 from triptych.data.dataset import Dataset
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, nearest_name, printable
 from triptych.evaluation.columns import likelihood_keys
@@ -111,7 +111,7 @@ def compare(
     for name in names:  # Whatever would stop a later model stops the comparison now, before hours of training.
         api.create_model(name, data.space, n_classes=n_classes, **chosen[name])
     check_extractors(extractors or (), data)
-    console = Console(quiet=not verbose)
+    console = lasting_console(quiet=not verbose)
     if parameters is not None:
         for name in names:
             sized = options_of_size(name, data, parameters, n_classes=n_classes, **chosen[name])
@@ -236,7 +236,7 @@ def compare_runs(
     out.mkdir(parents=True, exist_ok=True)
     write_table(evaluation.table, out)
     write_report(content, out / "report.html")
-    console = Console(quiet=not verbose)
+    console = lasting_console(quiet=not verbose)
     print_table(evaluation.table, console)
     console.print(printable(f"Report: {out / 'report.html'}"), markup=False, highlight=False, soft_wrap=True)
     return Comparison(evaluation.table, {name: api.load(several[0]) for name, several in groups.items()}, out)

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Generator, Tensor
 
 from triptych import ranks
+from triptych.consoles import lasting_console
 from triptych.data.animation import Frames
 from triptych.data.dataset import level_dtype
 from triptych.errors import InputError
@@ -142,7 +143,7 @@ class Bar:
     """
 
     def __init__(self, verbose: bool = True, console: Console | None = None, delay: float = 1.0) -> None:
-        console = console or Console(stderr=True)
+        console = console or lasting_console(stderr=True)
         self.is_shown = verbose and console.is_terminal and ranks.is_first()
         self.bar = Progress(
             TextColumn("drawing"),

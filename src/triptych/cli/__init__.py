@@ -19,6 +19,7 @@ from triptych.cli.drawing import Complete, Sample, Translate
 from triptych.cli.latents import Encode, Interpolate, Reconstruct, Traverse
 from triptych.cli.measuring import Evaluate, Exhibit, Probe, Report, Score, Theory
 from triptych.cli.training import Compare, Data, Fit, Models, Sweep
+from triptych.consoles import LastingStream
 from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, one_line
 
 VERBS: dict[str, type] = {
@@ -88,7 +89,7 @@ def parse(arguments: Sequence[str]) -> Any:
     except SystemExit as stop:
         if stop.code:
             verb_name = f"{arguments[0]} " if arguments and arguments[0] in VERBS else ""
-            print(f"triptych: {one_line(_one_line(box.getvalue(), verb_name))}", file=sys.stderr)
+            _tell(one_line(_one_line(box.getvalue(), verb_name)))
         raise
 
 
@@ -103,26 +104,34 @@ def main() -> None:
     try:
         _run(verb)
     except InputError as error:
-        print(f"triptych: {one_line(error)}", file=sys.stderr)
+        _tell(one_line(error))
         raise SystemExit(2) from None
     except TrainingStopped as error:
         if not (isinstance(error, TrainingInterrupted) and _is_another()):
-            print(f"triptych: {one_line(error)}", file=sys.stderr)
+            _tell(one_line(error))
         raise SystemExit(3) from None
     except KeyboardInterrupt:
-        print("triptych: interrupted", file=sys.stderr)
+        _tell("interrupted")
         raise SystemExit(130) from None
     except BrokenPipeError:  # The reader of our output (head, less) has gone.
         sys.stderr.close()
         raise SystemExit(0) from None
     except (OSError, MemoryError) as error:
-        print(f"triptych: {one_line(_say(error))}", file=sys.stderr)
+        _tell(one_line(_say(error)))
         raise SystemExit(2) from None
     except RuntimeError as error:
         if "alloc" not in str(error) and "out of memory" not in str(error):
             raise
-        print("triptych: There is not enough memory; use a smaller model or batch.", file=sys.stderr)
+        _tell("There is not enough memory; use a smaller model or batch.")
         raise SystemExit(2) from None
+
+
+def _tell(line: str) -> None:
+    """What went wrong, to whoever still reads; the exit code says it too."""
+    if sys.stderr is not None:
+        stream = LastingStream(sys.stderr)
+        stream.write(f"triptych: {line}\n")
+        stream.flush()
 
 
 def _is_another() -> bool:

@@ -159,11 +159,10 @@ class Evaluate:
             # Of what JSON leaves as it is, only this would be made visible for the terminal, and be JSON no more.
             say(json.dumps(evaluation.table.to_dict() | facts, indent=2).replace("\x7f", "\\u007f"))
             return
-        from rich.console import Console
-
+        from triptych.consoles import lasting_console
         from triptych.report.table import print_table
 
-        print_table(evaluation.table, Console())
+        print_table(evaluation.table, lasting_console())
         for line in (*evaluation.memory.values(), *evaluation.notes):
             say(line)
 

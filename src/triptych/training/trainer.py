@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -564,28 +564,34 @@ class Trainer:
 
     @contextmanager
     def _catch_signals(self) -> Iterator[None]:
-        """Within, Ctrl-C and SIGTERM let the running step end and be saved; a second one takes effect at once."""
+        """Within, Ctrl-C and SIGTERM let the running step end and be saved; a second one takes effect at once.
+
+        SIGHUP, of a terminal that is closed, as well, unless it is ignored (`nohup`); it can come twice by itself.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        if before[signal.SIGHUP] == signal.SIG_IGN:
+            del before[signal.SIGHUP]
 
         def stop(number: int, frame: object) -> None:
             self.signalled = True
-            restore()
+            restore(*(set(before) - {signal.SIGHUP}))
             if self.console is not None:
-                os.write(2, b"\nFinishing the step and saving it; a second signal stops at once.\n")
+                with suppress(OSError):  # the terminal may be gone
+                    os.write(2, b"\nFinishing the step and saving it; a second signal stops at once.\n")
 
-        def restore() -> None:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        def restore(*numbers: signal.Signals) -> None:
+            for number in numbers:
+                signal.signal(number, before[number])
 
         for number in before:
             signal.signal(number, stop)
         try:
             yield
         finally:
-            restore()
+            restore(*before)
 
     def _loop(
         self, wrapped: Any, optimizers: list[Any], records: Records | NoRecords, bar: TrainingProgress
