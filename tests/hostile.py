@@ -1426,6 +1426,8 @@ for name, template in (("config.json", SAMPLE), ("summary.json", REPORT)):
     replaced(name, os.mkdir, f"{name} is missing", template)
     replaced(name, hollow, f"{name} has more than 16 MiB", template)
 replaced("metrics.jsonl", hollow, "metrics.jsonl has more than 256 MiB", REPORT)
+for template in (REPORT, "evaluate {}"):
+    replaced("summary.json", lambda path: None, "the training has not ended", template)
 for name in ("metrics.jsonl", "run.lock", "checkpoints", "samples", "config.json", "model.safetensors"):
     replaced(name, elsewhere, f"vae/{name} is ", RESUME)
 replaced("run.lock", os.mkfifo, "run.lock is neither a file nor a folder", RESUME)

@@ -68,6 +68,10 @@ def read_summary(run: Path) -> dict[str, Any]:
         InputError: If it is missing, unreadable or something else.
     """
     path = run / "summary.json"
+    if not path.exists() and (run / "config.json").is_file():
+        raise InputError(
+            f"{path} is missing: the training has not ended. Wait for it, or go on with triptych fit --resume {run}"
+        )
     summary = read_json(path)
     if not isinstance(summary, dict):
         raise InputError(f"{path} is not the end of a training; restore it or train again.")
