@@ -10,10 +10,11 @@ import triptych
 PACKAGE = Path(triptych.__file__).parent
 
 # What each part may import, besides itself and the base that all share.
-BASE = {"errors", "spaces", "files", "pickles", "parallel", "ranks"}
+BASE = {"errors", "spaces", "files", "consoles", "pickles", "parallel", "ranks"}
 ALLOWED = {
     "errors": set(),
     "files": set(),
+    "consoles": set(),
     "pickles": set(),
     "parallel": set(),
     "ranks": set(),

@@ -19,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 
+import triptych
 from triptych.config import Budget, DataConfig, TrainConfig
 from triptych.data.dataset import Dataset, Split
 from triptych.errors import InputError, TrainingStopped
@@ -29,7 +30,7 @@ from triptych.training import files
 from triptych.training.checkpoints import Checkpoints, read_checkpoint
 from triptych.training.run import first_difference
 from triptych.training.stream import BatchStream
-from triptych.training.trainer import Trainer
+from triptych.training.trainer import Summary, Trainer
 
 SMALL: dict[str, dict[str, Any]] = {
     "pixel_cnn": {"hidden": 8, "n_blocks": 1, "kernel_size": 3},
@@ -628,6 +629,22 @@ def test_steps_whose_gradient_is_not_finite_are_not_taken_and_too_many_of_them_e
     run = trainer("vae", tiny, tmp_path / "none", budget="10steps", validations=0, log_every=1)
     run.fit()
     assert [line["skipped/bound"] for line in records(tmp_path / "none") if "skipped/bound" in line] == [0.0] * 10
+
+
+def test_the_end_is_told_in_a_line(tiny: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    triptych.fit("vae", tiny, out=tmp_path / "vae", budget="4steps", batch_size=8, validations=2, hidden=8)
+    nll = json.loads((tmp_path / "vae" / "summary.json").read_text())["best_nll"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith(f"{tmp_path / 'vae'}: 4 steps in 0 s; the weights kept are those of step ")
+    assert last.endswith(f", at {nll:.4g} nats a validation item")
+    ends = {
+        Summary("no improvement", 1, 8, 65.0): "1 step in 1 min 05 s (no improvement)",
+        Summary(
+            "budget", 9, 8, 1.0, 5, best_distance=0.1
+        ): "9 steps in 1 s; the weights kept are those of step 5, whose samples were nearest to the validation items",
+    }
+    for summary, words in ends.items():
+        assert summary.describe() == words
 
 
 def test_weights_are_clamped_after_each_step_of_a_phase_that_says_so(tiny: Dataset, tmp_path: Path) -> None:

@@ -197,6 +197,9 @@ def fit(
                 tensors = [*network.parameters()] or [*network.state_dict().values()]
                 n_parameters = sum(tensor.numel() for tensor in tensors)
                 write_json(folder / "summary.json", {**dataclasses.asdict(summary), "n_parameters": n_parameters})
+                if console:
+                    ended = f"{folder}: {summary.describe()}"
+                    console.print(printable(ended), markup=False, highlight=False, soft_wrap=True)
     return trainer.ema.cpu()
 
 

@@ -52,7 +52,7 @@ from triptych.training.devices import check_batch, precision_of, start
 from triptych.training.files import NoRecords, Records, write_weights
 from triptych.training.gradients import GradientMean
 from triptych.training.lock import RunLock
-from triptych.training.progress import TrainingProgress
+from triptych.training.progress import TrainingProgress, duration
 from triptych.training.stream import BatchStream
 from triptych.training.watch import Watch
 
@@ -90,6 +90,18 @@ class Summary:
     """What went wrong with an adversarial training, and when."""
     lost_steps: int = 0
     """Steps that were done twice, since the process died after its last checkpoint."""
+
+    def describe(self) -> str:
+        """In a line."""
+        said = f"{counted(self.steps, 'step')} in {duration(self.seconds)}"
+        if self.reason != "budget":
+            said += f" ({self.reason})"
+        if self.best_step is None:
+            return said
+        said += f"; the weights kept are those of step {self.best_step:,}"
+        if self.best_nll is not None:
+            return f"{said}, at {self.best_nll:.4g} nats a validation item"
+        return f"{said}, whose samples were nearest to the validation items"
 
 
 def stages_of(phases: tuple[Phase, ...]) -> list[float]:
