@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -260,6 +261,19 @@ def test_wrong_drawings_get_one_line_and_status_2(
 
 def test_the_samplers_of_the_command_are_all_there_are() -> None:
     assert get_args(get_type_hints(DrawConfig)["sampler"]) == SAMPLERS
+
+
+@pytest.mark.parametrize("policy", [None, "active"])
+def test_threads_wait_asleep_where_the_user_has_not_said_how(policy: str | None) -> None:
+    """GNU's OpenMP reads its settings when PyTorch loads it: they must be there before."""
+    code = (
+        "import os, sys; from triptych.cli import main; assert 'torch' not in sys.modules; sys.argv[1:] = ['models'];"
+        " main(); assert 'torch' in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'), file=sys.stderr)"
+    )
+    known = {key: value for key, value in os.environ.items() if key not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = known if policy is None else known | {"OMP_WAIT_POLICY": policy}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr.split()[-1] == ("5000" if policy is None else "None"), done.stderr
 
 
 def test_settings_are_python_literals_or_words() -> None:
