@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from triptych.data.dataset import Dataset
 from triptych.training.checkpoints import Checkpoints, read_checkpoint
 from triptych.training.files import read_json, read_weights
 from triptych.training.lock import RunLock
+from triptych.training.trainer import Trainer
 
 FIT: dict[str, Any] = {"budget": "12steps", "batch_size": 8, "validations": 2, "log_every": 3, "hidden": 8}
 FIT |= {"checkpoint_every": "4steps", "verbose": False}
@@ -421,18 +422,117 @@ class TestFullDisk:
         with pytest.raises(TrainingStopped, match="the/file: No space left on device"):
             triptych.fit("vae", tiny, out=tmp_path / "run", **FIT)
 
-    def test_a_removed_folder(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        run, note = tmp_path / "run", RunLock.steps_done
 
-        def removing(lock: RunLock, step: int) -> None:
-            note(lock, step)
-            if step == 6:
-                shutil.rmtree(run)
+GONE = r"was removed, moved or replaced; nothing more is written, after step \d+\. If it was moved, go on with --resume"
 
-        monkeypatch.setattr(RunLock, "steps_done", removing)
-        with pytest.raises(TrainingStopped, match="the run folder is gone"):
+
+class TestLostFolder:
+    """A training writes into the folder it began in, or not at all."""
+
+    @pytest.mark.parametrize("while_saving", [False, True])
+    def test_removed(self, while_saving: bool, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = tmp_path / "run"
+        at_eight(monkeypatch, while_saving, lambda: shutil.rmtree(run))
+        with pytest.raises(TrainingStopped, match=GONE):
             triptych.fit("vae", tiny, out=run, **FIT)
         assert not run.exists()
+
+    @pytest.mark.parametrize("while_saving", [False, True])
+    def test_moved_and_another_run_in_its_place(
+        self, while_saving: bool, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run, moved = tmp_path / "run", tmp_path / "moved"
+        triptych.fit("vae", tiny, out=tmp_path / "whole", **FIT)
+        triptych.fit("vae", tiny, out=tmp_path / "other", **FIT | {"seed": 5, "checkpoint_every": "6steps"})
+        files = {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+
+        def exchange() -> None:
+            run.rename(moved)
+            (tmp_path / "other").rename(run)
+
+        at_eight(monkeypatch, while_saving, exchange)
+        with pytest.raises(TrainingStopped, match=GONE):
+            triptych.fit("vae", tiny, out=run, **FIT)
+        monkeypatch.undo()
+        run.rename(tmp_path / "other")
+        assert files == {path: path.read_bytes() for path in (tmp_path / "other").rglob("*") if path.is_file()}
+        triptych.fit("vae", tiny, out=moved, resume=True, **FIT)
+        assert differences(tmp_path / "whole", moved) == []
+
+    def test_before_the_first_step(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Who fails as it begins takes nothing away from who began there meanwhile."""
+        run = tmp_path / "run"
+
+        def exchange(trainer: Trainer) -> None:
+            run.rename(tmp_path / "moved")
+            run.mkdir()
+            (run / RunLock.NAME).touch()
+            check(trainer)
+
+        check = Trainer.check_folder
+        monkeypatch.setattr(Trainer, "check_folder", exchange)
+        with pytest.raises(TrainingStopped, match="nothing more is written, after step 0"):
+            triptych.fit("vae", tiny, out=run, **FIT)
+        assert [path.name for path in run.iterdir()] == [RunLock.NAME]
+
+
+def at_eight(monkeypatch: pytest.MonkeyPatch, while_saving: bool, what: Callable[[], object]) -> None:
+    """Has something happen once after the eighth step, or while its checkpoint is being written."""
+    note, save = RunLock.steps_done, torch.save
+
+    def after_a_step(lock: RunLock, step: int) -> None:
+        note(lock, step)
+        if step == 8:
+            what()
+
+    def in_a_save(values: Any, *arguments: Any) -> None:
+        save(values, *arguments)
+        if values["step"] == 8:
+            what()
+
+    if while_saving:
+        monkeypatch.setattr(torch, "save", in_a_save)
+    else:
+        monkeypatch.setattr(RunLock, "steps_done", after_a_step)
+
+
+class TestForeignCheckpoint:
+    """A checkpoint is gone on from only under the settings it was written under."""
+
+    def test_edited_configuration(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = tmp_path / "run"
+        killed_after(9, monkeypatch, tiny, run)
+        edited = read_json(run / "config.json")
+        edited["train"]["seed"] = 3
+        (run / "config.json").write_text(json.dumps(edited))
+        expected = r"step 8 is not of the run in config.json: train.seed was 0 and is now 3\. Restore.*--fork"
+        with pytest.raises(InputError, match=expected):
+            triptych.fit("vae", tiny, out=run, resume=True, **FIT | {"seed": 3})
+        edited["train"] |= {"seed": 0, "keep": 5}  # which decides nothing
+        (run / "config.json").write_text(json.dumps(edited))
+        triptych.fit("vae", tiny, out=run, resume=True, **FIT | {"keep": 5})
+        triptych.fit("vae", tiny, out=tmp_path / "whole", **FIT)
+        assert (run / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+    def test_of_another_run(self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = tmp_path / "run"
+        killed_after(5, monkeypatch, tiny, run)
+        triptych.fit("vae", tiny, out=tmp_path / "other", **FIT | {"learning_rate": 1e-5})
+        shutil.copy(tmp_path / "other" / "checkpoints" / "step-00000008.pt", run / "checkpoints")
+        with pytest.raises(InputError, match="step 8 is not of the run.*train.learning_rate was 1e-05 and is now"):
+            triptych.fit("vae", tiny, out=run, resume=True, **FIT)
+
+    def test_a_fork_is_not_what_it_was_forked_from(self, tiny: Dataset, tmp_path: Path) -> None:
+        run = tmp_path / "fork"
+        triptych.fit("vae", tiny, out=tmp_path / "first", **FIT)
+        triptych.fit("vae", tiny, out=run, fork=tmp_path / "first", **FIT)
+        (run / "summary.json").unlink()
+        triptych.fit("vae", tiny, out=run, resume=True, **FIT)
+        (run / "summary.json").unlink()
+        shutil.rmtree(run / "checkpoints")
+        shutil.copytree(tmp_path / "first" / "checkpoints", run / "checkpoints")
+        with pytest.raises(InputError, match="forked_from was None and is now"):
+            triptych.fit("vae", tiny, out=run, resume=True, **FIT)
 
 
 def test_ended_before_the_end_was_noted(tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

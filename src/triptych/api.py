@@ -57,7 +57,7 @@ from triptych.training.cost import Cost
 from triptych.training.files import read_summary, write_json
 from triptych.training.lock import RunLock
 from triptych.training.memory import within_memory
-from triptych.training.run import check_same, read_config, read_run, run_config
+from triptych.training.run import check_same, decisive, read_config, read_run, run_config
 
 __all__ = [
     "create_model",
@@ -155,6 +155,8 @@ def fit(
         if resume:
             folder = Path(str(out))
             saved = read_config(folder)
+            if "forked_from" in saved:
+                config["forked_from"] = saved["forked_from"]
             is_finished = (folder / "summary.json").is_file()
             check_same(saved, config, folder, same_versions=not is_finished)
             if is_finished:
@@ -175,7 +177,7 @@ def fit(
                 lock = held.enter_context(RunLock(folder))
             elif not resume:
                 folder = Path(out or "runs")  # The first process alone knows the name, and alone needs it.
-            trainer = Trainer(network, data, train, folder, console, fabric)
+            trainer = Trainer(network, data, train, folder, console, fabric, lock, decisive(config))
             if console:
                 console.print(
                     printable(f"{model} on {data.name} ({data.space}) -> {folder}"), markup=False, highlight=False
@@ -189,11 +191,13 @@ def fit(
             if origin is not None and not goes_on:
                 trainer.begin_with(origin)
             if lock is not None and not resume:
+                trainer.check_folder()
                 if is_taken(folder):  # Who was quicker has let go of it by now.
                     raise InputError(f"{folder} is not empty; give another --out, or --resume {folder}.")
                 write_json(folder / "config.json", config)
-            summary = trainer.fit(resume=goes_on, lock=lock)
+            summary = trainer.fit(resume=goes_on)
             if lock is not None:
+                trainer.check_folder()
                 tensors = [*network.parameters()] or [*network.state_dict().values()]
                 n_parameters = sum(tensor.numel() for tensor in tensors)
                 write_json(folder / "summary.json", {**dataclasses.asdict(summary), "n_parameters": n_parameters})

@@ -9,8 +9,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with a temporary path beside `path`, fsyncs and renames it into place; makes folders as needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Calls `write` with a temporary path beside `path`, fsyncs and renames it into place; the folder must exist."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     # A file of our own: a link that somebody put there would lead the writing into another file.
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))

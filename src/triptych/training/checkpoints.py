@@ -49,6 +49,7 @@ class Checkpoints:
         Raises:
             OSError: If it cannot be written; the earlier ones stand.
         """
+        self.folder.mkdir(exist_ok=True)  # not the run folder, which may have been removed
         path = self.folder / f"step-{step:08d}.pt"
         write_atomically(path, lambda temporary: _write_sealed(temporary, values))
         # One of a later step is of a future that did not come: it was damaged, or the run went on from before it.

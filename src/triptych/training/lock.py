@@ -45,6 +45,9 @@ class RunLock:
             raise InputError(
                 f"{folder} is being trained by {holder}; wait until it ends, or give another --out."
             ) from None
+        if not self.holds():  # Who held it until now has just removed it.
+            os.close(self.file)
+            raise InputError(f"{folder} was removed just now; start again.")
         self.last_step, self.n_lost, _ = self._read()
         """Steps that were done when the folder was last let go of; and those of them, over all deaths, done again."""
         self._write(self.last_step)
@@ -62,6 +65,12 @@ class RunLock:
 
     def _write(self, step: int) -> None:
         os.pwrite(self.file, b"%15d %15d\n" % (step, self.n_lost), 0)
+
+    def holds(self) -> bool:
+        """Whether the folder's path still leads to the folder that is held, in which alone its holder may write."""
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.fstat(self.file), os.stat(self.folder / self.NAME))
+        return False
 
     def steps_done(self, step: int) -> None:
         """Notes how many steps are done; costs a microsecond."""
@@ -83,7 +92,7 @@ class RunLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         with_config = (self.folder / "config.json").exists()
-        if error is not None and not with_config:  # Nothing was begun: nothing stays.
+        if error is not None and not with_config and self.holds():  # Nothing was begun: nothing stays.
             with contextlib.suppress(OSError):
                 (self.folder / self.NAME).unlink()
                 self.folder.rmdir()

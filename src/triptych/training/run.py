@@ -22,7 +22,7 @@ from triptych.training.files import read_json, read_weights
 
 FORMAT = 1
 MAX_CLASSES = 2**20
-COMPARED = ("format", "model", "options", "space", "n_classes", "train", "data")
+COMPARED = ("format", "model", "options", "space", "n_classes", "train", "data", "forked_from")
 """Parts of config.json that a resumed run must share with the one it goes on from."""
 VERSIONS = ("triptych", "torch", "numpy")
 """What computes the weights: another version of one of these may give others."""
@@ -90,6 +90,21 @@ def first_difference(saved: Any, given: Any, path: str = "") -> str | None:
     return None if saved == given else f"{path} was {saved!r} and is now {given!r}"
 
 
+def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the weights, but for versions."""
+    part = {key: config.get(key) for key in COMPARED}
+    # The checksum says whether the data is the same; where it was read from may change.
+    part["data"] = {key: value for key, value in config.get("data", {}).items() if key not in ("source", "name")}
+    # These change neither the weights nor what is recorded of them, or by rounding alone.
+    free = ("device", "devices", "nodes", "strategy", "accumulate", "checkpoint_every", "keep", "tensorboard")
+    part["train"] = {key: value for key, value in config.get("train", {}).items() if key not in free}
+    return part
+
+
+def _versions(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config.get("environment", {}).get(name) for name in VERSIONS}
+
+
 def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path, *, same_versions: bool = True) -> None:
     """Refuses to resume a run with another configuration or other data, or under other versions.
 
@@ -98,19 +113,10 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path,
     Raises:
         InputError: Naming the first field that differs.
     """
-
-    # The checksum says whether the data is the same; where it was read from may change.
-    def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
-        part = {key: config.get(key) for key in COMPARED}
-        part["data"] = {key: value for key, value in config.get("data", {}).items() if key not in ("source", "name")}
-        # These change neither the weights nor what is recorded of them, or by rounding alone.
-        free = ("device", "devices", "nodes", "strategy", "accumulate", "checkpoint_every", "keep", "tensorboard")
-        part["train"] = {key: value for key, value in config.get("train", {}).items() if key not in free}
-        if same_versions:
-            part["environment"] = {name: config.get("environment", {}).get(name) for name in VERSIONS}
-        return part
-
-    difference = first_difference(decisive(saved), decisive(given))
+    pairs = [(decisive(saved), decisive(given))]
+    if same_versions:
+        pairs += [({"environment": _versions(saved)}, {"environment": _versions(given)})]
+    difference = next(filter(None, (first_difference(*pair) for pair in pairs)), None)
     if difference:
         raise InputError(
             f"{folder} cannot be resumed: {difference}. Give the same again, or begin a new run with its weights:"

@@ -6,7 +6,6 @@ The loop alone owns optimisers, freezing, the moving average, precision, devices
 from __future__ import annotations
 
 import copy
-import errno
 import math
 import os
 import resource
@@ -14,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +52,7 @@ from triptych.training.files import NoRecords, Records, write_weights
 from triptych.training.gradients import GradientMean
 from triptych.training.lock import RunLock
 from triptych.training.progress import TrainingProgress, duration
+from triptych.training.run import first_difference
 from triptych.training.stream import BatchStream
 from triptych.training.watch import Watch
 
@@ -67,7 +67,7 @@ NORM_DECAY = 0.95
 """Of the running mean of a gradient's length."""
 Value = TypeVar("Value")
 EndReason = Literal["budget", "no improvement", "converged"]
-CHECKPOINT_FORMAT = 6
+CHECKPOINT_FORMAT = 7
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,8 @@ class Trainer:
         folder: Run folder; metrics.jsonl, model.safetensors, checkpoints/ and samples/ are written there.
         console: Where to show progress; None for silence.
         fabric: Processes and devices, as `devices.start` makes them; by default it is called.
+        lock: Of the run folder, if another process could want it; in it every step is noted.
+        settings: Plain values that decide the weights: checkpoints written under others are not gone on from.
 
     Several processes each work on a part of every batch (see `triptych.parallel`), step together and decide alike:
     where one could measure something else than another, as of the time, the first one's value holds. It alone writes.
@@ -133,6 +135,8 @@ class Trainer:
         folder: Path,
         console: Console | None = None,
         fabric: Fabric | None = None,
+        lock: RunLock | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.fabric = start(config) if fabric is None else fabric
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
@@ -181,7 +185,7 @@ class Trainer:
         self.asked: list[tuple[Tensor, Any]] = []
         self.agreed_seconds = 0.0
         """With several processes: the first one's clock, when they last agreed."""
-        self.lock: RunLock | None = None
+        self.lock, self.settings = lock, settings or {}
         self.inherited: list[dict[str, Any]] | None = None
         """States of the optimisers of another run, to begin with."""
         self.ended: EndReason | None = None
@@ -498,22 +502,21 @@ class Trainer:
 
     # ---- the run
 
-    def fit(self, *, resume: bool = False, lock: RunLock | None = None) -> Summary:
+    def fit(self, *, resume: bool = False) -> Summary:
         """Trains until the budget is spent, or validation stops improving; leaves the chosen weights in `self.ema`.
 
         Arguments:
             resume: Go on from the latest sound checkpoint instead of starting anew.
-            lock: Of the run folder, if another process could want it; in it every step is noted.
         Raises:
             TrainingStopped: If a loss is no longer finite, a file cannot be written, or on Ctrl-C or SIGTERM; the last
                 good checkpoint stands.
             InputError: If there is no usable checkpoint to resume from.
         """
         if self.is_writer:
+            self.check_folder()
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             for path in filter(is_temporary, self.folder.rglob("*")):
                 path.unlink(missing_ok=True)
-        self.lock = lock
         try:
             if isinstance(self.model, Estimated):
                 return self._estimate(self.model)
@@ -703,10 +706,24 @@ class Trainer:
             f" {self.last_checkpoint_step}, stands in {self.folder}. Train again with a lower --learning-rate."
         )
 
+    def check_folder(self) -> None:
+        """Before each writing by path: where the run folder was, another training may have begun in another folder.
+
+        Raises:
+            TrainingStopped: If the folder was moved, removed or replaced.
+        """
+        if self.lock is not None and not self.lock.holds():
+            raise TrainingStopped(
+                f"{self.folder} was removed, moved or replaced; nothing more is written, after step {self.step}. If it"
+                " was moved, go on with --resume and where it is now; otherwise train anew."
+            )
+
     def _cannot_write(self, error: OSError) -> TrainingStopped:
         what = f"{error.filename or self.folder}: {error.strerror or error}, after step {self.step}"
-        if not self.folder.is_dir():
-            return TrainingStopped(f"{what}; the run folder is gone, and its checkpoints with it. Train anew.")
+        try:
+            self.check_folder()
+        except TrainingStopped as gone:
+            return gone
         if not self.checkpoints.paths():
             return TrainingStopped(f"{what}; nothing is saved yet. Make room, or mend its rights, and train anew.")
         return TrainingStopped(
@@ -809,6 +826,7 @@ class Trainer:
         if items is None:
             self._spent(start)
             return
+        self.check_folder()
         stem = self.folder / "samples" / f"step-{self.step:08d}"
         np.save(stem.with_suffix(".npy"), items)
         save_items(items, self.dataset.space, stem.with_suffix(".png"))
@@ -972,11 +990,11 @@ class Trainer:
             "optimizers": [{"state": sharding.full(optimizer.state_dict()["state"])} for optimizer in optimizers],
             "best": sharding.full(self.best),
         }
-        failure: OSError | None = None
+        failure: OSError | TrainingStopped | None = None
         if self.is_writer:
             try:
                 self._write(state, sums, records, ended)
-            except OSError as error:
+            except (OSError, TrainingStopped) as error:
                 failure = error
         # Others wait, or they might leave for good, and all be ended, while the first one writes.
         if self._from_first(failure is not None):
@@ -994,13 +1012,14 @@ class Trainer:
 
         Raises:
             OSError: If one of them cannot be written.
+            TrainingStopped: If the folder is gone.
         """
-        if not self.folder.is_dir():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder))
+        self.check_folder()
         self.checkpoints.write(
             self.step,
             {
                 "format": CHECKPOINT_FORMAT,
+                "settings": dict(self.settings),
                 "ended": ended,
                 "step": self.step,
                 "stage": (self.stage, self.stage_began, self.stage_first_step),
@@ -1045,7 +1064,15 @@ class Trainer:
         path = self.checkpoints.folder
         try:
             if saved["format"] != CHECKPOINT_FORMAT:
-                raise InputError(f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}.")
+                raise InputError(
+                    f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}. Begin a new run with"
+                    f" its weights: --fork {self.folder}"
+                )
+            if difference := first_difference(saved["settings"], self.settings):
+                raise InputError(
+                    f"{path}: step {saved['step']} is not of the run in config.json: {difference}. Restore what was"
+                    f" changed, or begin a new run with these weights: --fork {self.folder}"
+                )
             check_kinds(saved)
             self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
             self.stage, self.stage_began, self.stage_first_step = saved["stage"]
@@ -1098,6 +1125,7 @@ class Trainer:
             items, labels = self._training_items(self.ema.max_items)
             self.ema.complete(items, labels, generator=torch.Generator().manual_seed(self.config.seed))
         if self.is_writer and (self.best is None or isinstance(self.ema, Completed)):  # Else `_save` has written them.
+            self.check_folder()
             write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         # A game's choice is among the looks: `best` is of the last stage, which may be an encoder's.
         look = min(self.watch.looks, key=lambda look: look.distance) if self.watch and self.watch.looks else None
@@ -1145,6 +1173,7 @@ class Trainer:
         finally:
             records.close()
         if self.is_writer:
+            self.check_folder()
             write_weights(self.folder / "model.safetensors", self.ema.state_dict())
         return Summary(reason, self.step, self.stream.position, self._seconds(), self.step, nll)
 
