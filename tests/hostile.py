@@ -1703,7 +1703,7 @@ for path, to, says, template in (
     (("data", "source", "binarize"), {"a": 1}, "binarize is {'a': 1}", "encode {}"),
     (("data", "source", "valid_fraction"), "x", "valid_fraction is 'x'", "encode {}"),
     (("data", "source", "test_fraction"), float("nan"), "test_fraction is nan", "encode {}"),
-    (("data", "checksum"), "0", "is no longer what", "evaluate {}"),
+    (("data", "checksum"), "0", "are no longer what", "evaluate {}"),
     (("data", "checksum"), None, NOT, "evaluate {}"),
     (("data", "checksum"), None, NOT, "report {} --out page"),
     (("environment",), [], NOT, "fit --resume {}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from chaos import differences
@@ -152,6 +154,19 @@ class TestResume:
         killed_after(7, monkeypatch, tiny, run, resume=True)  # 2 lost, then 3
         triptych.fit("vae", tiny, out=run, resume=True, **FIT)
         assert read_json(run / "summary.json")["lost_steps"] == 5
+
+    def test_tells_of_another_number_of_threads(
+        self, tiny: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = tmp_path / "run"
+        killed_after(5, monkeypatch, tiny, run)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+        killed_after(6, monkeypatch, tiny, run, resume=True, verbose=True)
+        said = capsys.readouterr().out
+        assert re.search(r"^Begun on .* threads; on .*, 77 threads the last digits of sums differ", said, re.M)
+        monkeypatch.undo()
+        triptych.fit("vae", tiny, out=run, resume=True, **{**FIT, "verbose": True})
+        assert "Begun on" not in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", ["triptych", "torch", "numpy"])
     def test_refuses_another_version(
@@ -519,7 +534,7 @@ class TestForeignCheckpoint:
         killed_after(5, monkeypatch, tiny, run)
         triptych.fit("vae", tiny, out=tmp_path / "other", **FIT | {"learning_rate": 1e-5})
         shutil.copy(tmp_path / "other" / "checkpoints" / "step-00000008.pt", run / "checkpoints")
-        with pytest.raises(InputError, match="step 8 is not of the run.*train.learning_rate was 1e-05 and is now"):
+        with pytest.raises(InputError, match=r"step 8 is not of the run.*train\.learning_rate was 1e-05 and is now"):
             triptych.fit("vae", tiny, out=run, resume=True, **FIT)
 
     def test_a_fork_is_not_what_it_was_forked_from(self, tiny: Dataset, tmp_path: Path) -> None:
@@ -564,3 +579,40 @@ def test_chaos_in_short() -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["kills at random"] >= 4
     assert result["identical"] == result["runs"] > 0
+
+
+class TestDataThatChange:
+    def test_stop_the_training_in_a_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of images that are read as needed."""
+        images, run = tmp_path / "images.npy", tmp_path / "run"
+        settings: dict[str, Any] = FIT | {"budget": "40steps"}
+        pixels = np.random.default_rng(0).integers(0, 4, (64, 8, 8), dtype=np.uint8)
+        np.save(images, pixels)
+        triptych.fit("vae", triptych.load_data(images), out=tmp_path / "whole", **settings)
+        note = RunLock.steps_done
+
+        def cut(lock: RunLock, step: int) -> None:
+            note(lock, step)
+            if step == 10:
+                os.truncate(images, 1000)
+
+        monkeypatch.setattr(RunLock, "steps_done", cut)
+        expected = r"After step 1[01]: '.*images\.npy' .*restore it\. The last good checkpoint, of step 8, .*--resume"
+        with pytest.raises(TrainingStopped, match=expected):
+            triptych.fit("vae", triptych.load_data(images), out=run, **settings)
+        monkeypatch.undo()
+        with pytest.raises(
+            InputError, match=r"images\.npy.*These are the data of .*run.*--out .*run and --auto-resume"
+        ):
+            triptych.resume(run, verbose=False)
+        images.unlink()
+        with pytest.raises(InputError, match=r"no file or folder.*These are the data of .*run.*--auto-resume"):
+            triptych.resume(run, verbose=False)
+        np.save(images, 3 - pixels)
+        with pytest.raises(
+            InputError, match=r"are no longer what .*run was trained on; restore them, or .*--auto-resume"
+        ):
+            triptych.resume(run, verbose=False)
+        np.save(tmp_path / "moved.npy", pixels)
+        triptych.fit("vae", triptych.load_data(tmp_path / "moved.npy"), out=run, resume="auto", **settings)
+        assert differences(tmp_path / "whole", run) == []

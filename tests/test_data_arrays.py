@@ -10,6 +10,7 @@ import pytest
 
 from triptych.data.levels import level_table, native_levels
 from triptych.data.load import load_data
+from triptych.data.npy import StoredArray
 from triptych.data.store import count_entries
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace, PointSpace
@@ -282,4 +283,4 @@ def test_entries_are_counted_though_the_end_of_the_zip_looks_like_two(tmp_path: 
 def test_npy_is_read_as_needed(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", RGB)
     items = load_data(tmp_path / "a.npy").train.items
-    assert isinstance(items.items.array, np.memmap)  # type: ignore[attr-defined]
+    assert isinstance(items.items.array, StoredArray)  # type: ignore[attr-defined]

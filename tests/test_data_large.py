@@ -1,5 +1,6 @@
 """Sets larger than memory: the same checksum by a cheaper way, and bounded memory over the whole path."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,22 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_data_folder import COLOUR, GREY, encode, write
+from test_data_shards import tar
 
-from triptych.data import arrays, dataset, folder
-from triptych.data.arrays import ArrayPoints
+from triptych.data import arrays, dataset, folder, npy, shards
+from triptych.data.arrays import ArrayPoints, read_npy
 from triptych.data.binarize import BINARIZE
 from triptych.data.dataset import Split, checksum_of, pieces, point_space_of
 from triptych.data.load import load_data
-from triptych.errors import InputError
+from triptych.errors import DataChanged, InputError
 
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every set counts as larger than memory."""
-    read_images = folder.read_images
+    read_images, read_shards = folder.read_images, shards.read_shards
     monkeypatch.setattr(dataset, "LARGE_BYTES", 0)
     monkeypatch.setattr(arrays, "LARGE_BYTES", 0)
     monkeypatch.setattr("triptych.data.load.read_images", lambda path, **o: read_images(path, memory_limit=0, **o))
+    monkeypatch.setattr("triptych.data.load.read_shards", lambda *of, **o: read_shards(*of, memory_limit=0, **o))
 
 
 def one_bit(seed: int) -> bytes:
@@ -96,7 +99,8 @@ class TestPoints:
         np.save(tmp_path / "a.npy", points)
         whole = point_space_of(points.astype(np.float32))
         monkeypatch.setattr(dataset, "PIECE_BYTES", 100)
-        lazy = ArrayPoints(np.load(tmp_path / "a.npy", mmap_mode="r"))
+        lazy = read_npy(tmp_path / "a.npy").splits["all"].items
+        assert isinstance(lazy, ArrayPoints)
         assert point_space_of(lazy).center == pytest.approx(whole.center)
         assert point_space_of(lazy).scale == pytest.approx(whole.scale)
         data = load_data(tmp_path / "a.npy")
@@ -188,3 +192,88 @@ def test_memory_is_bounded(tmp_path: Path, name: str, make: Callable[[Path], Non
     read, n_bytes = peak_bytes(path, "" if name.endswith(".npy") else SMALL_LIMIT, **options)
     assert read == (n if "limit" not in options else 50 + min(50, n // 10) * 2)
     assert n_bytes < 100e6
+
+
+class TestChanged:
+    """What is read as needed must be what it was when it was first read."""
+
+    @pytest.mark.parametrize("where", ["set", "set.zip", "set.tar"])
+    def test_an_image_that_another_one_replaces(self, large: None, tmp_path: Path, where: str) -> None:
+        def put(seed: int) -> None:
+            noise = np.random.default_rng(seed).integers(0, 256, (9, 64, 64), dtype=np.uint8)
+            files = {f"{i}.png": encode(image) for i, image in enumerate(noise)}
+            tar(path, files) if path.suffix == ".tar" else write(path, files)
+
+        path = tmp_path / where
+        put(0)
+        items = load_data(path).train.items
+        assert items[np.arange(5)].shape == (5, 1, 64, 64)
+        put(1)
+        with pytest.raises(
+            DataChanged, match=r"(has changed since it was first read|cannot be read any more .*); restore"
+        ):
+            items[np.arange(5)]
+
+    def test_an_image_that_is_gone(self, large: None, tmp_path: Path) -> None:
+        items = load_data(write(tmp_path / "set", GREYS)).train.items
+        for path in (tmp_path / "set").iterdir():
+            path.unlink()
+        with pytest.raises(
+            DataChanged, match=r"png' cannot be read any more \(No such file or directory\); restore it"
+        ):
+            items[np.arange(5)]
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            (lambda path: os.truncate(path, 200), "written to"),
+            (lambda path: np.save(path, 1 + RAMP), "written to"),
+            (Path.unlink, r"cannot be read any more \(No such file or directory\)"),
+        ],
+    )
+    def test_an_array(self, tmp_path: Path, change: Callable[[Path], None], says: str) -> None:
+        path = tmp_path / "a.npy"
+        np.save(path, RAMP)
+        items = load_data(path).train.items
+        assert len(items[np.arange(40)]) == 40
+        change(path)
+        with pytest.raises(DataChanged, match=f"a.npy' .*{says}.*; restore it"):
+            items[np.arange(40)]
+
+    def test_an_array_that_becomes_shorter_as_it_is_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "a.npy"
+        np.save(path, RAMP)
+        items = load_data(path).train.items
+        os.truncate(path, 300)
+        monkeypatch.setattr(npy, "_state", lambda status: items.items.array.state)
+        with pytest.raises(DataChanged, match="has become shorter"):
+            items[np.arange(40)]
+
+
+RAMP = np.arange(60 * 64, dtype=np.uint8).reshape(60, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", ["u1", ">u2", "<f4", ">f8", "?", "f2"])
+@pytest.mark.parametrize("shape", [(7,), (7, 2), (7, 2, 3)])
+def test_rows_of_a_file_are_those_of_the_array(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
+    array = (np.random.default_rng(0).random(shape) * 9).astype(dtype)
+    np.save(tmp_path / "a.npy", array)
+    with open(tmp_path / "a.npy", "rb") as file:
+        header = npy.read_header(file, 10**6, "a")
+        stored = npy.StoredArray(tmp_path / "a.npy", file.tell(), header.shape, header.dtype)
+    assert (len(stored), stored.nbytes, stored.ndim, stored.dtype) == (7, array.nbytes, array.ndim, array.dtype)
+    for index in ([], [0], [6], [3, 4, 5], [5, 4, 3], [2, 2, 0, 1, 2, 6, 6], [0, 2, 4]):
+        assert (stored[np.array(index, np.int64)] == array[index]).all()
+    for part in (slice(None), slice(2, 5), slice(5, 99), slice(3, 3)):
+        assert (stored[part] == array[part]).all()
+    for outside in ([7], [-1]):
+        with pytest.raises(IndexError):
+            stored[np.array(outside)]
+
+
+def test_columns_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a.npy", np.asfortranarray(RAMP))
+    assert {tuple(x.ravel()) for x in load_data(tmp_path / "a.npy").train.read()[0]} <= {tuple(x.ravel()) for x in RAMP}
+    monkeypatch.setattr(arrays, "LARGE_BYTES", 0)
+    with pytest.raises(InputError, match=r"a\.npy' is in Fortran's order; save numpy\.ascontiguousarray of it"):
+        load_data(tmp_path / "a.npy")

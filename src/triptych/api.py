@@ -57,7 +57,7 @@ from triptych.training.cost import Cost
 from triptych.training.files import read_summary, write_json
 from triptych.training.lock import RunLock
 from triptych.training.memory import within_memory
-from triptych.training.run import check_same, decisive, read_config, read_run, run_config
+from triptych.training.run import check_same, decisive, other_hardware, read_config, read_run, run_config
 
 __all__ = [
     "create_model",
@@ -130,8 +130,8 @@ def fit(
     Raises:
         InputError: If a name or a value is wrong, `out` is taken or being trained, or a resumed run differs in a
             setting, the data or a version.
-        TrainingStopped: If a loss is no longer finite, a file cannot be written, there is not memory enough, or on
-            Ctrl-C or SIGTERM.
+        TrainingStopped: If a loss is no longer finite, a file cannot be written, data that are read as needed have
+            changed, there is not memory enough, or on Ctrl-C or SIGTERM.
     """
     from triptych.training.devices import start  # Lightning Fabric takes seconds to import.
     from triptych.training.trainer import Trainer
@@ -167,6 +167,8 @@ def fit(
                     )
                 return load(folder)
             origin = Path(saved["forked_from"]) if "forked_from" in saved else None
+            if console and (elsewhere := other_hardware(saved, config)):
+                console.print(printable(elsewhere), markup=False, highlight=False, soft_wrap=True)
         with ExitStack() as held:
             lock = None
             if fabric.is_global_zero:
@@ -277,7 +279,8 @@ def resume(run: str | Path, *, verbose: bool = True) -> GenerativeModel:
         model, conditional = config["model"], config["n_classes"] > 0
         check_options(model, config["options"])
         settings = {**config["train"], **config["options"]}
-        data = data_of(config, run)
+        moved = f"give the command that began the run, with where they are now, --out {run} and --auto-resume"
+        data = data_of(config, run, moved)
     except (KeyError, TypeError) as error:
         raise InputError(f"{run}/config.json is not the configuration of a run ({error!r}).") from None
     return fit(model, data, out=run, resume=True, conditional=conditional, verbose=verbose, **settings)
@@ -308,15 +311,17 @@ def fork(
         model, conditional = config["model"], config["n_classes"] > 0
         check_options(model, config["options"])
         options = {**config["options"], **settings}
-        data = data_of(config, run) if data is None else data
+        data = data_of(config, run, "give them, behind the model") if data is None else data
     except (KeyError, TypeError) as error:
         raise InputError(f"{run}/config.json is not the configuration of a run ({error!r}).") from None
     return fit(model, data, out=out, fork=run, conditional=conditional, verbose=verbose, **options)
 
 
-def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
+def data_of(config: Mapping[str, Any], run: str | Path, moved: str = "give the data themselves (--source)") -> Dataset:
     """The data set a run was trained on, read again from where it was.
 
+    Arguments:
+        moved: What to do if it is elsewhere now.
     Raises:
         InputError: If it cannot be read again, or is no longer the same.
     """
@@ -325,10 +330,16 @@ def data_of(config: Mapping[str, Any], run: str | Path) -> Dataset:
         raise InputError(f"{run} was trained on arrays in memory; give the data.")
     if unknown := next((key for key in source if key not in _READ_AGAIN), None):
         raise InputError(f"{run}/config.json is not the configuration of a run (data.source has {unknown!r}).")
-    data = load_data(**source)
+    try:
+        data = load_data(**source)
+    except InputError as error:
+        raise InputError(
+            f"{str(error).rstrip('.')}. These are the data of {run}: if they are elsewhere, {moved}."
+        ) from None
     if data.checksum != config["data"]["checksum"]:
         raise InputError(
-            f"The data at {source['source']!r} is no longer what {run} was trained on; give the data itself (--source)."
+            f"The data at {source['source']!r} are no longer what {run} was trained on; restore them, or if what it was"
+            f" trained on is elsewhere, {moved}."
         )
     return data
 

@@ -12,6 +12,10 @@ class InputError(ValueError):
     """Something the user gave cannot be used. The message names it and says what to do (exit code 2)."""
 
 
+class DataChanged(InputError):
+    """Data that are read as needed are no longer what they were when they were first read."""
+
+
 class TrainingStopped(RuntimeError):
     """Training could not go on; the message names the last good checkpoint (exit code 3)."""
 

@@ -101,9 +101,8 @@ def main() -> None:
         print(f"triptych {__version__}")
         return
     _share_cores()
-    verb = parse(sys.argv[1:])
     try:
-        _run(verb)
+        _run(parse(sys.argv[1:]))
     except InputError as error:
         _tell(one_line(error))
         raise SystemExit(2) from None

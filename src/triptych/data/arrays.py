@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-import mmap
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from triptych.data.dataset import LARGE_BYTES, PIECE_BYTES, Items, Split, item_bytes, level_dtype, pieces
 from triptych.data.levels import level_table, native_levels
+from triptych.data.npy import Header, StoredArray, read_header
 from triptych.data.parts import Parts, name_labels
 from triptych.data.store import FREE_BYTES, MAX_RATIO, count_entries
 from triptych.errors import InputError
 from triptych.spaces import ImageSpace
 
 MAX_NPZ_ENTRIES = 10_000
-_AT_ONCE = 256  # items of a memory map: each brings its neighbours in the file along
+_AT_ONCE = 256  # items that are converted together, which takes more memory than they do
+Array = np.ndarray | StoredArray
 LEAST_STEPS = 1000  # of float32 between the least and the greatest value of a coordinate
 MAX_POINT_DIM = 16  # a float array of shape (N, D) with a larger D is more likely flattened images
 
@@ -38,7 +38,7 @@ KEYS = {
 
 
 def parts_of_arrays(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Array],
     labels: Mapping[str, np.ndarray | None],
     *,
     name: str,
@@ -56,7 +56,7 @@ def parts_of_arrays(
         what: The source, for messages.
         levels: As in `load_data`.
         palette: RGB colours, (K, 3), integers 0 .. 255; the images are then indices into it.
-        lazy: Whether images are converted when they are read instead of now (for memory maps).
+        lazy: Whether images are converted when they are read instead of now.
     Raises:
         InputError: If the arrays are not images or points as `load_data` describes.
     """
@@ -91,8 +91,15 @@ def read_npy(path: Path, levels: int | None = None) -> Parts:
     what = repr(str(path))
     try:
         with path.open("rb") as file:
-            _check_header(file, path.stat().st_size, what)
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+            shape, dtype, is_by_columns = read_header(file, path.stat().st_size, what)
+            if not is_by_columns:
+                array: Array = StoredArray(path, file.tell(), shape, dtype)
+            elif math.prod(shape) * dtype.itemsize > LARGE_BYTES:
+                raise InputError(
+                    f"{what} is in Fortran's order; save numpy.ascontiguousarray of it, to be read by item."
+                )
+            else:
+                array = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise _unreadable(what, error) from None
     return parts_of_arrays({"all": array}, {"all": None}, name=path.stem, what=what, levels=levels, lazy=True)
@@ -137,10 +144,10 @@ def holds_floats(path: Path) -> bool:
     what = repr(str(path))
     if path.suffix.lower() == ".npy":
         with path.open("rb") as file:
-            return _check_header(file, path.stat().st_size, what).kind == "f"
+            return read_header(file, path.stat().st_size, what).dtype.kind == "f"
     with _opened_npz(path) as archive:
         keys = _members(archive)
-        return any(_check_member(archive, keys[key], what).kind == "f" for key in KEYS["all"][0] if key in keys)
+        return any(_check_member(archive, keys[key], what).dtype.kind == "f" for key in KEYS["all"][0] if key in keys)
 
 
 def _opened_npz(path: Path) -> zipfile.ZipFile:
@@ -182,45 +189,18 @@ def _choose_keys(keys: Mapping[str, object], what: str) -> dict[str, tuple[str, 
     return chosen
 
 
-def _check_header(stream: IO[bytes], size: int, what: str) -> np.dtype:
-    """The dtype of an array of which nothing is read but the header.
+def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> Header:
+    """The header of a member of an .npz file.
 
     Raises:
-        InputError: If it holds Python objects, or claims a shape that cannot be or more than `size` bytes hold.
-        ValueError: If the header is damaged.
-    """
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise InputError(f"{what} is in version {version} of NumPy's format; save a plain array of numbers.")
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    try:
-        shape, _, dtype = read(stream)
-    except Exception as error:  # NumPy parses the header as Python, and a damaged one makes the parser raise anything
-        raise ValueError(f"damaged header: {error}") from None
-    if dtype.hasobject:
-        raise InputError(f"{what} holds Python objects, which would have to run code to load; save numbers instead.")
-    # NumPy fails on True for a size, and on sizes that overflow though another is 0.
-    n_most = math.prod(n or 1 for n in shape) * max(1, dtype.itemsize)
-    if any(type(n) is not int or n < 0 for n in shape) or n_most >= 2**63:
-        raise InputError(f"{what} claims the shape {shape}; get a whole copy.")
-    claimed = math.prod(shape) * dtype.itemsize
-    if claimed > size - stream.tell():
-        raise InputError(f"{what} claims {claimed} bytes of data but holds {size - stream.tell()}; get a whole copy.")
-    return dtype
-
-
-def _check_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> np.dtype:
-    """The dtype of a member of an .npz file.
-
-    Raises:
-        InputError: As `_check_header`, and if it is encrypted or a zip bomb.
+        InputError: As `read_header`, and if it is encrypted or a zip bomb.
     """
     if info.flag_bits & 1:
         raise InputError(f"{what} is encrypted; save it without a password.")
     if info.file_size > FREE_BYTES and info.file_size > MAX_RATIO * info.compress_size:
         raise InputError(f"{what} unpacks to {info.file_size} bytes from {info.compress_size}: refused as a zip bomb.")
     with archive.open(info) as stream:
-        return _check_header(stream, info.file_size, what)
+        return read_header(stream, info.file_size, what)
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> np.ndarray:
@@ -231,23 +211,19 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, what: str) -> 
 
 @dataclass(frozen=True)
 class ArrayPoints:
-    """Points of a memory map, brought to float32, (N, D), when they are read."""
+    """Points of an array, brought to float32, (N, D), when they are read."""
 
-    array: np.ndarray
+    array: Array
     """(N,) or (N, D) floats."""
 
     def __len__(self) -> int:
         return len(self.array)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        points = np.empty((len(index), *self.array.shape[1:]), np.float32)
-        for start in range(0, len(index), _AT_ONCE):
-            points[start : start + _AT_ONCE] = self.array[index[start : start + _AT_ONCE]]
-            _let_go(self.array)
-        return points.reshape(len(points), math.prod(self.array.shape[1:]))
+        return self.array[index].astype(np.float32).reshape(len(index), math.prod(self.array.shape[1:]))
 
 
-def _points(array: np.ndarray, what: str, lazy: bool) -> Items:
+def _points(array: Array, what: str, lazy: bool) -> Items:
     """(N,) or (N, D) floats as float32, (N, D); in memory, unless that may be too small for them."""
     if array.ndim == 2 and array.shape[1] > MAX_POINT_DIM:
         raise InputError(
@@ -267,7 +243,7 @@ def _points(array: np.ndarray, what: str, lazy: bool) -> Items:
         return points if lazy and len(points) * item_bytes(points) > LARGE_BYTES else points[np.arange(len(points))]
 
 
-def _check_resolution(array: np.ndarray, what: str) -> None:
+def _check_resolution(array: Array, what: str) -> None:
     """Raises InputError if float32 would leave a coordinate few different values: everything would fit it perfectly."""
     width = math.prod(array.shape[1:])
     low, high = np.full(width, np.inf), np.full(width, -np.inf)
@@ -287,7 +263,7 @@ def _check_resolution(array: np.ndarray, what: str) -> None:
 class ArrayImages:
     """Images of an array, brought to (N, C, H, W) and to levels when they are read."""
 
-    array: np.ndarray
+    array: Array
     """(N, H, W), (N, H, W, C) or (N, C, H, W)."""
     channels_last: bool
     """Whether the last axis is the channels."""
@@ -316,7 +292,6 @@ class ArrayImages:
             x = np.rint(x.astype(np.float64) * (self.levels - 1))
         if self.table is not None:
             x = self.table[x]
-        _let_go(self.array)
         return x
 
 
@@ -328,7 +303,7 @@ class _Images:
     repaired: list[str]
 
 
-def _images(arrays: Mapping[str, np.ndarray], what: str, levels: int | None, palette: np.ndarray | None) -> _Images:
+def _images(arrays: Mapping[str, Array], what: str, levels: int | None, palette: np.ndarray | None) -> _Images:
     """Decides layout and levels over all parts together, reading every value once."""
     found, repaired = [f"An array of shape {_shapes(arrays)}, {_dtypes(arrays)}."], []
     layouts = {part: _layout(array, f"{what} ({part})") for part, array in arrays.items()}
@@ -388,7 +363,7 @@ def _images(arrays: Mapping[str, np.ndarray], what: str, levels: int | None, pal
     return _Images(items, space, found, repaired)
 
 
-def _layout(array: np.ndarray, what: str) -> tuple[tuple[int, int, int], bool]:
+def _layout(array: Array, what: str) -> tuple[tuple[int, int, int], bool]:
     """(channels, height, width), and whether the channels are the last axis."""
     if array.ndim == 3:
         return (1, array.shape[1], array.shape[2]), False
@@ -401,25 +376,14 @@ def _layout(array: np.ndarray, what: str) -> tuple[tuple[int, int, int], bool]:
     )
 
 
-def _chunks(array: np.ndarray, n_bytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
-    """The array in pieces of so many bytes, so that a memory map is never held whole."""
+def _chunks(array: Array, n_bytes: int = PIECE_BYTES) -> Iterator[np.ndarray]:
+    """The array in pieces of so many bytes, so that one in a file is never held whole."""
     n = max(1, n_bytes // (array.nbytes // len(array)))
     for start in range(0, len(array), n):
         yield np.asarray(array[start : start + n])
-        _let_go(array)
 
 
-def _let_go(array: np.ndarray) -> None:
-    """Gives the pages of a memory map that were read back to the system, which still keeps them while it has room.
-
-    Otherwise they would count as memory of this process, up to the size of the file.
-    """
-    # A map of another mode may hold changes that are in no file.
-    if isinstance(array, np.memmap) and array.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
-        array._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
-
-
-def _range(array: np.ndarray) -> tuple[float, float]:
+def _range(array: Array) -> tuple[float, float]:
     """Smallest and largest value; NaN if there is any."""
     pairs = [(chunk.min(), chunk.max()) for chunk in _chunks(array)]
     # numpy's min passes a NaN on, Python's would lose it
@@ -446,11 +410,11 @@ def _palette(palette: np.ndarray, what: str) -> tuple[tuple[int, int, int], ...]
     return tuple((int(r), int(g), int(b)) for r, g, b in palette)
 
 
-def _shapes(arrays: Mapping[str, np.ndarray]) -> str:
+def _shapes(arrays: Mapping[str, Array]) -> str:
     if set(arrays) == {"all"}:
         return str(arrays["all"].shape)
     return ", ".join(f"{part} {array.shape}" for part, array in arrays.items())
 
 
-def _dtypes(arrays: Mapping[str, np.ndarray]) -> str:
+def _dtypes(arrays: Mapping[str, Array]) -> str:
     return ", ".join(dict.fromkeys(str(array.dtype) for array in arrays.values()))

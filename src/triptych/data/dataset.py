@@ -22,7 +22,7 @@ DIGEST_BYTES = 16
 
 
 class Items(Protocol):
-    """What a split holds its data in: an array, a memory map, or a reader that decodes on access."""
+    """What a split holds its data in: an array, or a reader of files."""
 
     def __len__(self) -> int: ...
 

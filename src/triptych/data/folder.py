@@ -19,7 +19,7 @@ from triptych.data.decode import RESIZED, Crop, Picture, Recipe, UnreadableImage
 from triptych.data.levels import level_table
 from triptych.data.parts import Parts, name_labels, subset
 from triptych.data.store import FolderStore, NamedStore, Store, ZipStore
-from triptych.errors import InputError, counted
+from triptych.errors import DataChanged, InputError, counted
 from triptych.spaces import ImageSpace
 
 Progress = Callable[[int, int], None]
@@ -103,7 +103,7 @@ def images_of(
     levels = levels or native
     table = level_table(256, levels)  # one-bit pixels are decoded as 0 and 255
     space = ImageSpace(scan.channels, *scan.size, levels)
-    items: Items = ImageFiles(store, kept, recipe, space, table)
+    items: Items = ImageFiles(store, kept, recipe, space, table, scan.digests)
     if scan.pixels is not None:
         items = _look_up(table, scan.pixels)
 
@@ -136,22 +136,33 @@ class ImageFiles:
     space: ImageSpace
     table: np.ndarray
     """Level that each value 0 .. 255 becomes."""
+    digests: np.ndarray | None = None
+    """`item_digest` of each image, (N, 16), zeros where it is not known: others are not taken."""
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __getitem__(self, index: np.ndarray) -> np.ndarray:
         images = np.empty((len(index), *self.space.shape), self.table.dtype)
-        for place, position in enumerate(self.positions[index].tolist()):
+        for place, number in enumerate(np.asarray(index).tolist()):
+            position = self.positions[number]
             name = self.store.names[position]
             try:
                 pixels = decode(self.store.item(position), name, self.recipe).pixels
             except UnreadableImage as error:
-                raise InputError(f"{name!r} cannot be read any more ({error}); it was readable at first.") from None
-            if pixels.shape[1:] != self.space.shape[1:] or pixels.shape[0] > self.space.channels:
-                raise InputError(f"{name!r} has changed since it was first read; load the data again.")
-            images[place] = self.table[pixels]  # a grey image in a colour set is repeated over the channels
+                raise DataChanged(f"{name!r} cannot be read any more ({error}); restore it.") from None
+            is_same = pixels.shape[1:] == self.space.shape[1:] and pixels.shape[0] <= self.space.channels
+            if is_same:
+                images[place] = self.table[pixels]  # a grey image in a colour set is repeated over the channels
+                is_same = self.digests is None or _agree(images[place], self.digests[number])
+            if not is_same:
+                raise DataChanged(f"{name!r} has changed since it was first read; restore it.")
         return images
+
+
+def _agree(image: np.ndarray, digest: np.ndarray) -> bool:
+    """Whether an image has a digest, where that is known."""
+    return not digest.any() or bool((item_digest(image) == digest).all())
 
 
 @dataclass

@@ -124,6 +124,15 @@ def check_same(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path,
         )
 
 
+def other_hardware(saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """A sentence if a run goes on elsewhere than it began, or with another number of threads; empty if not."""
+    for part in ("processor", "gpu"):
+        before, now = (config["environment"].get(part, "none") for config in (saved, given))
+        if before != now:
+            return f"Begun on {before}; on {now} the last digits of sums differ, so the result may be another one."
+    return ""
+
+
 def read_config(folder: Path) -> Any:
     """config.json of a run folder.
 

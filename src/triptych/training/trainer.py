@@ -29,7 +29,7 @@ from triptych import parallel
 from triptych.config import Budget, TrainConfig
 from triptych.data.dataset import Dataset
 from triptych.data.pictures import save_items
-from triptych.errors import InputError, TrainingInterrupted, TrainingStopped, counted
+from triptych.errors import DataChanged, InputError, TrainingInterrupted, TrainingStopped, counted
 from triptych.files import is_temporary
 from triptych.models.base import (
     ApproximateDensity,
@@ -508,8 +508,8 @@ class Trainer:
         Arguments:
             resume: Go on from the latest sound checkpoint instead of starting anew.
         Raises:
-            TrainingStopped: If a loss is no longer finite, a file cannot be written, or on Ctrl-C or SIGTERM; the last
-                good checkpoint stands.
+            TrainingStopped: If a loss is no longer finite, a file cannot be written, data that are read as needed have
+                changed, or on Ctrl-C or SIGTERM; the last good checkpoint stands.
             InputError: If there is no usable checkpoint to resume from.
         """
         if self.is_writer:
@@ -523,6 +523,8 @@ class Trainer:
             return self._train(resume)
         except OSError as error:
             raise self._cannot_write(error) from None
+        except DataChanged as error:
+            raise TrainingStopped(f"After step {self.step}: {error} {self._what_stands()}") from None
 
     def _train(self, resume: bool) -> Summary:
         wrapped, optimizers = self._set_up()
@@ -724,11 +726,15 @@ class Trainer:
             self.check_folder()
         except TrainingStopped as gone:
             return gone
+        return TrainingStopped(f"{what}; make room, or mend its rights. {self._what_stands()}")
+
+    def _what_stands(self) -> str:
+        """What is left of a training that stops, and how to go on with it."""
         if not self.checkpoints.paths():
-            return TrainingStopped(f"{what}; nothing is saved yet. Make room, or mend its rights, and train anew.")
-        return TrainingStopped(
-            f"{what}; the last good checkpoint, of step {self.last_checkpoint_step}, stands. Make room, or mend its"
-            f" rights, and go on with --resume {self.folder}"
+            return "Nothing is saved yet: then train anew."
+        return (
+            f"The last good checkpoint, of step {self.last_checkpoint_step}, stands: then go on with"
+            f" --resume {self.folder}"
         )
 
     def _say(self, what: str) -> None:
