@@ -1244,9 +1244,11 @@ def torch_saved(value: Any) -> bytes:
     return stream.getvalue()
 
 
-def checkpoint(key: str, change: Callable[[bytes], bytes], says: str) -> None:
+def checkpoint(
+    key: str, change: Callable[[bytes], bytes], says: str, hows: tuple[str, ...] = ("resume", "fork")
+) -> None:
     """Adds cases of a run that stopped half-way, whose checkpoints are changed."""
-    for how in ("resume", "fork"):
+    for how in hows:
 
         def build(folder: Path, how: str = how) -> list[str]:
             run = copy_run(folder, "vae")
@@ -1345,6 +1347,12 @@ checkpoint("an array of 3 GiB, old format", lambda content: sealed(pickle.dumps(
 checkpoint("deflated", repacked, "it is compressed")
 checkpoint("a tensor that claims a tebibyte", edited(long_weights), "a tensor is longer than what it holds")
 # A fused step would write beyond the end of these.
+checkpoint(
+    "of another run",
+    edited(lambda values: values["settings"]["train"].update(seed="x" * 10**6)),
+    "is not of the run in config.json: train.seed was 'xxx",
+    ("resume",),
+)
 checkpoint("moments of other shapes", edited(short_moments), "not shaped like it")
 for name, to in (
     ("step", None),
@@ -1366,6 +1374,8 @@ for name, to in (
     ("metrics_bytes", -1),
     ("noise", None),
     ("global_noise", (3, [])),
+    ("settings", None),
+    ("settings", ["x"]),
 ):
 
     def build(folder: Path, name: str = name, to: Any = to) -> list[str]:
@@ -1708,6 +1718,8 @@ for path, to, says, template in (
     (("data", "checksum"), None, NOT, "report {} --out page"),
     (("environment",), [], NOT, "fit --resume {}"),
     (("environment",), None, NOT, "fit --resume {}"),
+    (("forked_from",), 5, NOT, "fit --resume {}"),
+    (("forked_from",), ["/etc"], NOT, "score {} digits"),
     (("options",), {"space": 1}, "vae has no option 'space'", "fit --resume {}"),
     (("options",), {"out": "x"}, "vae has no option 'out'", "fit --resume {}"),
     (("options",), {"resume": True}, "vae has no option 'resume'", "fit --resume {}"),

@@ -174,6 +174,7 @@ def check_kinds(values: dict[str, Any]) -> None:
     is_best = isinstance(best, dict) and is_number(best["score"]) and type(best["step"]) is int
     if not (best is None or is_best):
         wrong.append("best")
+    wrong += ["settings"] * (not isinstance(values["settings"], dict))
     if not isinstance(values["optimizers"], list) or not all(isinstance(of, dict) for of in values["optimizers"]):
         wrong.append("optimizers")
     if not (values["ended"] is None or isinstance(values["ended"], str)):

@@ -168,6 +168,8 @@ def _wrong_in(config: Any) -> str:
         return f"class_names is {config['class_names']!r}"
     if not isinstance(config.get("environment"), dict):
         return f"environment is {config.get('environment')!r}"
+    if not isinstance(config.get("forked_from", ""), str):
+        return f"forked_from is {config['forked_from']!r}"
     if not isinstance(config["data"].get("checksum"), str):
         return f"data.checksum is {config['data'].get('checksum')!r}"
     if lacking := next((field for field in ("budget", "seed", "validation_items") if field not in config["train"]), ""):

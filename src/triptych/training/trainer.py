@@ -1074,12 +1074,12 @@ class Trainer:
                     f"{path} has format {saved['format']}; this version reads {CHECKPOINT_FORMAT}. Begin a new run with"
                     f" its weights: --fork {self.folder}"
                 )
+            check_kinds(saved)
             if difference := first_difference(saved["settings"], self.settings):
                 raise InputError(
                     f"{path}: step {saved['step']} is not of the run in config.json: {difference}. Restore what was"
                     f" changed, or begin a new run with these weights: --fork {self.folder}"
                 )
-            check_kinds(saved)
             self.step, self.stream.position, self.seconds_before = saved["step"], saved["position"], saved["seconds"]
             self.stage, self.stage_began, self.stage_first_step = saved["stage"]
             self.stages[self.stage]
