@@ -345,6 +345,11 @@ class TestReaderGone:
         assert done.stdout.count("\n") == 1
         assert triptych.load(tmp_path / "run") is not None
 
+    def test_of_the_help(self) -> None:
+        line = f"{shlex.join([sys.executable, '-m', 'triptych', 'fit', '--help'])} | head -1; exit ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
     def test_in_a_terminal_that_is_closed(self, tmp_path: Path) -> None:
         run = tmp_path / "run"
         ours, theirs = os.openpty()

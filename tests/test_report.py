@@ -218,6 +218,7 @@ def test_page_of_digits_is_small_and_the_same_every_time(tmp_path: Path) -> None
         for i, panel in enumerate(content.panels)
     )
     content = replace(content, panels=panels, held_out=images[1000:1200])
+    (tmp_path / "deep").mkdir()
     write_report(content, tmp_path / "deep" / "report.html")
     write_report(content, tmp_path / "again.html")
     first = (tmp_path / "deep" / "report.html").read_bytes()

@@ -72,6 +72,7 @@ def demonstrate(
         raise InputError(f"seed is {seed}; it must not be negative.")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; give a folder.")
+    out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Result] = {}
     with _one_thread():
         for name, figure in FIGURES.items():
